@@ -32,7 +32,14 @@ _UNITS: dict[str, dict[str, float]] = {
     "W": {f"{p}W": v for p, v in ({"": 1.0, "m": 1e-3} | {k: _DECIMAL[k] for k in ("k", "M")}).items()},
     "USD/h": {"USD/h": 1.0},
 }
-_EXAMPLE = {"B": "80 GB", "B/s": "450 GB/s", "FLOP/s": "989 TFLOP/s", "s": "5 us", "W": "700 W", "USD/h": "2.5 USD/h"}
+_EXAMPLE = {
+    "B": "80 GB",
+    "B/s": "450 GB/s",
+    "FLOP/s": "989 TFLOP/s",
+    "s": "5 us",
+    "W": "700 W",
+    "USD/h": "2.5 USD/h",
+}
 _NUMBER = re.compile(r"\s*([-+]?\d[\d_]*(?:\.\d*)?(?:[eE][-+]?\d+)?)\s*(\S*)\s*$")
 
 

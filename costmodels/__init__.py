@@ -1,0 +1,1 @@
+"""What things cost: time, memory, energy of operators, collectives, steps and requests."""

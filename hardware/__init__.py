@@ -1,0 +1,1 @@
+"""What machines are: devices, nodes, clusters and how their parts are joined."""

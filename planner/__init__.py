@@ -1,0 +1,1 @@
+"""Decisions: from a request to a plan that can be trusted and started."""

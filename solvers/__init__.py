@@ -1,0 +1,1 @@
+"""Mathematics on plain arrays: stage splits, placements, mixes, packings, caps and clocks."""
