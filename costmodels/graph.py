@@ -89,6 +89,8 @@ class Norm:
     """Applied to queries or keys per head (its activations follow the heads' split)."""
     copies: int = 1
     """How many times the norm runs per token (per head norms share one weight)."""
+    shares_input: bool = False
+    """Reads what an earlier norm of the block read, so nothing more is saved for backward."""
 
     @property
     def num_params(self) -> int:
@@ -224,7 +226,7 @@ class ModelGraph:
     inputs: tuple[Operator, ...]
     """Token and position embeddings and what stands before the first layer; first stage."""
     outputs: tuple[Operator, ...]
-    """Final norm and head; last stage. A tied head keeps its Matmul and sets `tied_head`."""
+    """Final norm and head; last stage. A tied head keeps its Matmul, the last one, and sets `tied_head`."""
     tied_head: bool = False
     max_seq_len: int | None = None
     attention_dropout: bool = False
@@ -244,9 +246,8 @@ class ModelGraph:
         """Parameters in all; a tied head counts once."""
         body = sum(self.blocks[i].num_params for i in self.layers)
         ends = sum(op.num_params for op in self.inputs + self.outputs)
-        tied = (
-            next((op.num_params for op in self.outputs if isinstance(op, Matmul)), 0) if self.tied_head else 0
-        )
+        heads = [op for op in self.outputs if isinstance(op, Matmul)]
+        tied = heads[-1].in_features * heads[-1].out_features if self.tied_head and heads else 0
         return body + ends - tied
 
     @property
