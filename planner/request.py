@@ -1,0 +1,159 @@
+"""What is asked: a training request from a YAML file, from flags, or from both (flags win).
+
+Keys of the file and flags have the same names (`seq_len` in the file, `--seq-len` on the command line).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from costmodels.job import TrainingJob
+from costmodels.strategy import Recompute, Strategy
+from hardware.cluster import Cluster
+from hardware.errors import PlannerError, SpecError
+from planner.yaml_text import read_mapping
+
+__all__ = ["DEFAULT_STACK", "TrainRequest", "allowed_values", "read_train_request", "resolve", "validated"]
+
+DEFAULT_STACK = "megatron-core"
+
+Count = Annotated[int, Field(ge=1)]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainRequest:
+    """One question: how to train this model on this cluster fastest."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    model: str
+    """Catalogue name, or path of a Hugging Face config.json."""
+    cluster: str
+    """Catalogue name of a cluster or node, or path of a YAML file."""
+    seq_len: Count
+    """Tokens per sequence."""
+    global_batch: Count
+    """Sequences per optimizer step, over all replicas."""
+    nodes: Count | None = None
+    """How many nodes; needed where the cluster does not fix it."""
+    precision: Literal["bf16", "fp16", "fp8", "mxfp8", "fp8-block", "nvfp4", "fp32"] = "bf16"
+    """Matmul dtype."""
+    stack: str = DEFAULT_STACK
+    """Software stack whose kernels and overheads apply."""
+    optimizer: Literal["adam"] = "adam"
+    top: Count = 5
+    """How many plans to return, best first."""
+    min_fits_probability: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    """A strategy counts as fitting from this probability on."""
+    allow: Mapping[str, tuple[int | bool | str, ...]] = field(default_factory=dict)
+    """Values that a column of the strategy may take, for example `tp: [4, 8]` or `recompute: [none]`."""
+    catalog: tuple[str, ...] = ()
+    """Folders with further devices, nodes and clusters."""
+
+
+def validated(kind: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Return `values` as a `kind`.
+
+    Raises
+    ------
+    SpecError
+        with every missing, unknown and wrong key at once.
+    """
+    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    try:
+        return TypeAdapter(kind).validate_python(dict(values))
+    except ValidationError as error:
+        raise SpecError(where, [_problem(dict(e), known) for e in error.errors()]) from None
+
+
+def _problem(error: dict[str, Any], known: list[str]) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        near = get_close_matches(key, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+        return f"{key}: unexpected key ({hint})"
+    if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return f"{key}: is needed"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{key}: {error['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def read_train_request(path: str | None, flags: Mapping[str, Any]) -> TrainRequest:
+    """Return the request of a file, overridden by the flags that were given (those not None or empty)."""
+    given = {key: value for key, value in flags.items() if value is not None and value != ()}
+    if path is None:
+        return validated(TrainRequest, given, "request")
+    return validated(TrainRequest, read_mapping(path) | given, path)
+
+
+def allowed_values(request: TrainRequest) -> dict[str, tuple[int, ...]]:
+    """Return `request.allow` as column values.
+
+    Raises
+    ------
+    SpecError
+        naming every unknown column and wrong value.
+    """
+    known = {f.name: f.default for f in fields(Strategy)}
+    found: dict[str, tuple[int, ...]] = {}
+    problems = []
+    for name, values in sorted(request.allow.items()):
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            problems.append(f"allow.{name}: no column of a strategy ({hint})")
+            continue
+        names = {r.name.lower(): int(r) for r in Recompute} if name == "recompute" else {}
+        wrong = [v for v in values if (v not in names if names else isinstance(v, str))]
+        if wrong:
+            accepted = ", ".join(names) if names else "numbers"
+            problems.append(f"allow.{name}: {wrong[0]!r} is not accepted; accepted: {accepted}")
+            continue
+        found[name] = tuple(names[str(v)] if names else int(v) for v in values)
+    if problems:
+        raise SpecError("request", problems)
+    return found
+
+
+def _tried(problems: list[PlannerError], call: Callable[[], T]) -> T | None:
+    try:
+        return call()
+    except PlannerError as error:
+        problems.append(error)
+        return None
+
+
+def resolve(request: TrainRequest) -> tuple[TrainingJob, Cluster]:
+    """Return the job and the cluster that a request names.
+
+    Raises
+    ------
+    PlannerError
+        the one problem that was found, or a SpecError with all of them.
+    """
+    from costmodels.models import find_model
+    from costmodels.stacks import find_stack
+    from hardware.catalog import find_cluster
+
+    problems: list[PlannerError] = []
+    model = _tried(problems, lambda: find_model(request.model))
+    cluster = _tried(problems, lambda: find_cluster(request.cluster, num_nodes=request.nodes))
+    _tried(problems, lambda: find_stack(request.stack))
+    _tried(problems, lambda: allowed_values(request))
+    if len(problems) == 1:
+        raise problems[0]
+    if model is None or cluster is None or problems:
+        raise SpecError("request", [str(p) for p in problems])
+    job = TrainingJob(
+        model=model,
+        seq_len=request.seq_len,
+        global_batch=request.global_batch,
+        precision=request.precision,
+        stack=request.stack,
+        optimizer=request.optimizer,
+    )
+    return job, cluster
