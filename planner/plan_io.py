@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hardware.errors import InputError, SpecError
+from hardware.schema import validate
 from planner.plan import SCHEMA_VERSION, PlanFile
 
 __all__ = [
@@ -121,7 +122,8 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFile[Any]:
     kind = document.get("kind")
     if kind not in PLAN_TYPES:
         raise SpecError(str(path), [f"kind: {kind!r} is none of {', '.join(PLAN_TYPES)}"])
-    return _validate(document, plan_type(kind), path)
+    plan: PlanFile[Any] = validate(plan_type(kind), document, str(path))
+    return plan
 
 
 def plan_type(kind: str) -> Any:
@@ -142,14 +144,3 @@ def _load(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise SpecError(str(path), ["a plan file holds one JSON object"])
     return document
-
-
-def _validate(document: dict[str, Any], kind: Any, path: str | os.PathLike[str]) -> PlanFile[Any]:
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        plan: PlanFile[Any] = TypeAdapter(kind).validate_python(document)
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise SpecError(str(path), problems) from None
-    return plan

@@ -6,17 +6,18 @@ Keys of the file and flags have the same names (`seq_len` in the file, `--seq-le
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field
 
 from costmodels.job import TrainingJob
 from costmodels.strategy import Recompute, Strategy
 from hardware.cluster import Cluster
 from hardware.errors import PlannerError, SpecError
-from planner.yaml_text import read_mapping
+from hardware.schema import read_yaml, validate
 
-__all__ = ["DEFAULT_STACK", "TrainRequest", "allowed_values", "read_train_request", "resolve", "validated"]
+__all__ = ["DEFAULT_STACK", "TrainRequest", "allowed_values", "read_train_request", "resolve"]
 
 DEFAULT_STACK = "megatron-core"
 
@@ -55,39 +56,12 @@ class TrainRequest:
     """Folders with further devices, nodes and clusters."""
 
 
-def validated(kind: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Return `values` as a `kind`.
-
-    Raises
-    ------
-    SpecError
-        with every missing, unknown and wrong key at once.
-    """
-    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
-    try:
-        return TypeAdapter(kind).validate_python(dict(values))
-    except ValidationError as error:
-        raise SpecError(where, [_problem(dict(e), known) for e in error.errors()]) from None
-
-
-def _problem(error: dict[str, Any], known: list[str]) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        near = get_close_matches(key, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-        return f"{key}: unexpected key ({hint})"
-    if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
-        return f"{key}: is needed"
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{key}: {error['input']!r}: {message[0].lower()}{message[1:]}"
-
-
 def read_train_request(path: str | None, flags: Mapping[str, Any]) -> TrainRequest:
     """Return the request of a file, overridden by the flags that were given (those not None or empty)."""
     given = {key: value for key, value in flags.items() if value is not None and value != ()}
     if path is None:
-        return validated(TrainRequest, given, "request")
-    return validated(TrainRequest, read_mapping(path) | given, path)
+        return validate(TrainRequest, given, "request")
+    return validate(TrainRequest, read_yaml(Path(path)) | given, path)
 
 
 def allowed_values(request: TrainRequest) -> dict[str, tuple[int, ...]]:
