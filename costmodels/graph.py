@@ -73,6 +73,11 @@ class Attention:
     """MLA: what is cached per token in place of keys and values."""
     cross: bool = False
     """Keys come from the encoder."""
+    sparse_keys: int | None = None
+    """Keys that each query attends to, chosen by an indexer among all that are cached; None is all."""
+    index_heads: int = 0
+    index_dim: int = 0
+    """Heads and width of that indexer; it scores every key and caches `index_dim` elements per token."""
     num_params: int = 0
     """Learned relative position biases, sinks and the like."""
 
@@ -141,6 +146,8 @@ class Experts:
     gated: bool = True
     bias: bool = False
     router_bias: bool = False
+    router_hidden: int | None = None
+    """Width that the router reads, where experts work in a narrower space; None is `hidden`."""
     group_limit: int | None = None
     """Nodes (or groups) that one token may reach; None is no limit."""
 
@@ -154,7 +161,8 @@ class Experts:
     @property
     def num_router_params(self) -> int:
         """Weights that score the experts; replicated."""
-        return self.hidden * self.num_experts + (self.num_experts if self.router_bias else 0)
+        width = self.hidden if self.router_hidden is None else self.router_hidden
+        return width * self.num_experts + (self.num_experts if self.router_bias else 0)
 
     @property
     def num_params(self) -> int:

@@ -1,4 +1,4 @@
-"""The pieces of a layer as operators: attention, feed-forward, experts, state space, residual.
+"""The pieces of a layer as operators: attention, feed-forward, experts, residual.
 
 Conventions, which every cost model may rely on:
 
@@ -16,20 +16,18 @@ the softmax is not saved (Korthikanti et al., Reducing Activation Recomputation 
 from dataclasses import dataclass
 from typing import Literal
 
-from costmodels.graph import Attention, Elementwise, Experts, Matmul, Norm, Operator, Split, StateSpace
+from costmodels.graph import Attention, Elementwise, Experts, Matmul, Norm, Operator, Split
 
 __all__ = [
     "AttentionSpec",
     "ExpertsSpec",
     "FeedForwardSpec",
     "LatentAttention",
-    "MambaSpec",
-    "NormSpec",
+    "SparseIndexer",
     "attention_operators",
     "cross_attention_operators",
     "experts_operators",
     "feed_forward_operators",
-    "mamba_operators",
     "residual",
 ]
 
@@ -47,22 +45,13 @@ class LatentAttention:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NormSpec:
-    """Which norm a network uses."""
+class SparseIndexer:
+    """A small scorer that picks which keys a query attends to (DeepSeek-V3.2, arXiv:2512.02556)."""
 
-    features: int
-    rms: bool = False
-    bias: bool = True
-
-    def norm(self, name: str, *, shares_input: bool = False) -> Norm:
-        """Return the norm called `name`."""
-        return Norm(
-            name=name,
-            features=self.features,
-            bias=self.bias,
-            rms=self.rms,
-            shares_input=shares_input,
-        )
+    num_heads: int
+    head_dim: int
+    num_keys: int
+    """Keys that each query keeps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +74,10 @@ class AttentionSpec:
     extra_params: int = 0
     """Sinks, relative position biases."""
     latent: LatentAttention | None = None
+    output_gate: bool = False
+    """A sigmoid gate, projected beside the queries, scales the attention's output."""
+    indexer: SparseIndexer | None = None
+    """Only with `latent`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,29 +103,13 @@ class ExpertsSpec:
     gated: bool = True
     bias: bool = False
     router_bias: bool = False
+    router_hidden: int | None = None
+    """Width that the router reads, where it is not `hidden`."""
     group_limit: int | None = None
     shared_ffn_hidden: int = 0
     """Of all shared experts together; 0 is none."""
     shared_gate: bool = False
     """A sigmoid of the hidden state scales the shared experts' output (Qwen2-MoE)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MambaSpec:
-    """A Mamba mixer; version 2 when `num_groups` is set."""
-
-    hidden: int
-    inner: int
-    state: int
-    conv: int
-    dt_rank: int = 0
-    num_groups: int | None = None
-    """Mamba-2: groups that share B and C; None is Mamba-1."""
-    num_heads: int = 1
-    bias: bool = False
-    conv_bias: bool = True
-    inner_norms: bool = False
-    """RMS norms of dt, B and C (Jamba)."""
 
 
 def _qk_norms(spec: AttentionSpec) -> tuple[Operator, ...]:
@@ -160,10 +137,11 @@ def attention_operators(spec: AttentionSpec) -> tuple[Operator, ...]:
     if spec.latent is not None:
         return _latent_attention(spec, spec.latent)
     q, kv = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    gate = q if spec.output_gate else 0
     qkv = Matmul(
         name="qkv",
         in_features=spec.hidden,
-        out_features=q + 2 * kv,
+        out_features=q + 2 * kv + gate,
         split=Split.COLUMN,
         bias=spec.qkv_bias,
     )
@@ -181,7 +159,34 @@ def attention_operators(spec: AttentionSpec) -> tuple[Operator, ...]:
         name="attention_out", in_features=q, out_features=spec.hidden, split=Split.ROW, bias=spec.out_bias
     )
     rotary = (_rotary(q + kv),) if spec.rotary else ()
-    return (qkv, *_qk_norms(spec), *rotary, attention, out)
+    gating = Elementwise(name="output_gate", reads=2 * q, writes=q, saved=2 * q, split=Split.COLUMN)
+    return (qkv, *_qk_norms(spec), *rotary, attention, *((gating,) if gate else ()), out)
+
+
+def _indexer(hidden: int, q_rank: int, indexer: SparseIndexer) -> tuple[Operator, ...]:
+    """Return the scorer of DeepSeek sparse attention: projections, and scores of every query and key.
+
+    The scores themselves grow with the sequence and belong to the attention (`sparse_keys`).
+    """
+    width = indexer.num_heads * indexer.head_dim
+    return (
+        Matmul(name="index_q", in_features=q_rank, out_features=width, split=Split.NONE, shares_input=True),
+        Matmul(
+            name="index_k",
+            in_features=hidden,
+            out_features=indexer.head_dim,
+            split=Split.NONE,
+            shares_input=True,
+        ),
+        Norm(name="index_k_norm", features=indexer.head_dim, rms=False, bias=True),
+        Matmul(
+            name="index_weights",
+            in_features=hidden,
+            out_features=indexer.num_heads,
+            split=Split.NONE,
+            shares_input=True,
+        ),
+    )
 
 
 def _latent_attention(spec: AttentionSpec, mla: LatentAttention) -> tuple[Operator, ...]:
@@ -224,6 +229,7 @@ def _latent_attention(spec: AttentionSpec, mla: LatentAttention) -> tuple[Operat
             split=Split.COLUMN,
         ),
         _rotary((heads + 1) * mla.qk_rope_head_dim),
+        *(_indexer(spec.hidden, mla.q_lora_rank or spec.hidden, spec.indexer) if spec.indexer else ()),
         Attention(
             name="attention",
             num_heads=heads,
@@ -233,6 +239,9 @@ def _latent_attention(spec: AttentionSpec, mla: LatentAttention) -> tuple[Operat
             causal=spec.causal,
             window=spec.window,
             kv_latent_dim=latent,
+            sparse_keys=spec.indexer.num_keys if spec.indexer else None,
+            index_dim=spec.indexer.head_dim if spec.indexer else 0,
+            index_heads=spec.indexer.num_heads if spec.indexer else 0,
             num_params=spec.extra_params,
         ),
         Matmul(
@@ -326,86 +335,10 @@ def experts_operators(spec: ExpertsSpec) -> tuple[Operator, ...]:
         gated=spec.gated,
         bias=spec.bias,
         router_bias=spec.router_bias,
+        router_hidden=spec.router_hidden,
         group_limit=spec.group_limit,
     )
     return (*shared, routed)
-
-
-def mamba_operators(spec: MambaSpec) -> tuple[Operator, ...]:
-    """Return the Mamba mixer (arXiv:2312.00752, section 3.4; version 2: arXiv:2405.21060, section 7)."""
-    return _mamba1(spec) if spec.num_groups is None else _mamba2(spec, spec.num_groups)
-
-
-def _mamba1(spec: MambaSpec) -> tuple[Operator, ...]:
-    conv_params = spec.inner * (spec.conv + (1 if spec.conv_bias else 0))
-    norms = (
-        Norm(name="dt_norm", features=spec.dt_rank),
-        Norm(name="b_norm", features=spec.state),
-        Norm(name="c_norm", features=spec.state),
-    )
-    return (
-        Matmul(
-            name="in_proj",
-            in_features=spec.hidden,
-            out_features=2 * spec.inner,
-            split=Split.COLUMN,
-            bias=spec.bias,
-        ),
-        Matmul(
-            name="x_proj",
-            in_features=spec.inner,
-            out_features=spec.dt_rank + 2 * spec.state,
-            split=Split.ROW,
-        ),
-        *(norms if spec.inner_norms else ()),
-        Matmul(
-            name="dt_proj", in_features=spec.dt_rank, out_features=spec.inner, split=Split.COLUMN, bias=True
-        ),
-        StateSpace(
-            name="scan",
-            inner=spec.inner,
-            state=spec.state,
-            conv=spec.conv,
-            num_params=conv_params + spec.inner * spec.state + spec.inner,
-        ),
-        Matmul(
-            name="out_proj",
-            in_features=spec.inner,
-            out_features=spec.hidden,
-            split=Split.ROW,
-            bias=spec.bias,
-        ),
-    )
-
-
-def _mamba2(spec: MambaSpec, num_groups: int) -> tuple[Operator, ...]:
-    conv_width = spec.inner + 2 * num_groups * spec.state
-    conv_params = conv_width * (spec.conv + (1 if spec.conv_bias else 0))
-    return (
-        Matmul(
-            name="in_proj",
-            in_features=spec.hidden,
-            out_features=spec.inner + conv_width + spec.num_heads,
-            split=Split.COLUMN,
-            bias=spec.bias,
-        ),
-        StateSpace(
-            name="scan",
-            inner=spec.inner,
-            state=spec.state,
-            conv=spec.conv,
-            num_heads=spec.num_heads,
-            num_params=conv_params + 3 * spec.num_heads,
-        ),
-        Norm(name="gated_norm", features=spec.inner, over_heads=True),
-        Matmul(
-            name="out_proj",
-            in_features=spec.inner,
-            out_features=spec.hidden,
-            split=Split.ROW,
-            bias=spec.bias,
-        ),
-    )
 
 
 def residual(name: str, hidden: int, *, dropout: bool, num_branches: int = 1) -> Elementwise:

@@ -13,6 +13,7 @@ from costmodels.graph_import.parts import (
     ExpertsSpec,
     FeedForwardSpec,
     LatentAttention,
+    SparseIndexer,
     attention_operators,
     experts_operators,
     feed_forward_operators,
@@ -52,9 +53,10 @@ class TransformerSpec:
     norm_bias: bool | None = None
     """None: layer norms have one, RMS norms have none."""
     rms: bool = False
-    norm_layout: Literal["pre", "post", "sandwich", "parallel", "parallel-shared"] = "pre"
-    """Sandwich: norms before and after both halves (Gemma-2); parallel: both halves read the layer's input,
-    through two norms (GPT-NeoX) or one (Falcon-7B)."""
+    norm_layout: Literal["pre", "post", "branch-post", "sandwich", "parallel", "parallel-shared"] = "pre"
+    """Post: norms after the adds (BERT); branch-post: norms of what is added (OLMo-2); sandwich: norms before
+    and after both halves (Gemma-2); parallel: both halves read the layer's input, through two norms
+    (GPT-NeoX) or one (Falcon-7B)."""
     qk_norm: Literal["head", "full"] | None = None
     qk_norm_layer: bool = False
     rotary: bool = False
@@ -73,6 +75,9 @@ class TransformerSpec:
     dropout: bool = False
     """Hidden dropout; attention dropout too unless `attention_dropout` says otherwise."""
     attention_dropout: bool | None = None
+    output_gate: bool = False
+    """Queries come with a gate for the attention's output (Qwen3-Next)."""
+    indexer: SparseIndexer | None = None
     sinks: bool = False
     """One learned softmax sink per head (gpt-oss)."""
     mla: LatentAttention | None = None
@@ -205,6 +210,8 @@ def _attention(spec: TransformerSpec, window: int | None) -> tuple[Operator, ...
             qk_norm_layer=spec.qk_norm_layer,
             extra_params=spec.num_heads if spec.sinks else 0,
             latent=spec.mla,
+            output_gate=spec.output_gate,
+            indexer=spec.indexer,
         )
     )
 
@@ -252,6 +259,7 @@ def _block(spec: TransformerSpec, *, window: int | None, experts: bool) -> Block
     arrangements: dict[str, tuple[Operator, ...]] = {
         "pre": (norm_1, *attention, add_1, norm_2, *second, add_2),
         "post": (*attention, add_1, norm_1, *second, add_2, norm_2),
+        "branch-post": (*attention, after_1, add_1, *second, after_2, add_2),
         "sandwich": (norm_1, *attention, after_1, add_1, norm_2, *second, after_2, add_2),
         "parallel": (norm_1, *attention, sibling, *second, both),
         "parallel-shared": (norm_1, *attention, *second, both),
