@@ -1,0 +1,1 @@
+"""Simulators that check plans: requests through a serving fleet."""

@@ -1,0 +1,407 @@
+"""The event loop: arrivals, engine events, cache transfers, scaling and failures in order of time."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hardware.errors import InfeasibleError
+from planner.simulate.engine import Engine
+from planner.simulate.requests import RequestTable
+from planner.simulate.routers import Target, make_router
+from planner.simulate.settings import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from costmodels.traces import Trace
+    from planner.simulate.fleet import EngineSpec, Fleet, Pool
+
+__all__ = ["Raw", "simulate"]
+
+_NEVER = float("inf")
+
+
+@dataclass(slots=True)
+class Raw:
+    """What a run leaves behind: request columns, event logs, and when each engine was paid for."""
+
+    trace: Trace
+    fleet: Fleet
+    table: RequestTable
+    engines: list[Engine]
+    pool_of: list[int]
+    paid_s: list[list[tuple[float, float]]]
+    """Per engine, the spans of time in which it was on (or starting, or draining)."""
+    num_transfers: int
+    transfer_s: float
+    """Total time that caches spent queued for and on links."""
+    end_s: float
+
+
+def simulate(fleet: Fleet, trace: Trace, *, seed: int = 0) -> Raw:
+    """Return the raw outcome of replaying `trace` on `fleet` until every request is finished.
+
+    Raises
+    ------
+    InfeasibleError
+        if some request fits in no engine that may take it.
+    """
+    return _Simulation(fleet, trace, seed).run()
+
+
+class _Simulation:
+    def __init__(self, fleet: Fleet, trace: Trace, seed: int) -> None:
+        self.fleet = fleet
+        self.trace = trace
+        speculation = next(
+            (p.engine.settings.speculation for p in fleet.pools if p.engine.settings.speculation), None
+        )
+        self.table = RequestTable(trace, speculation=speculation, seed=seed)
+        # One draw per request, whatever the fleet: common random numbers across fleets.
+        self.draws: list[float] = np.random.default_rng(seed).random(len(trace)).tolist()
+        self.heap: list[tuple[float, int, Callable[[Any], None], Any]] = []
+        self.order = 0
+        self.engines: list[Engine] = []
+        self.specs: list[EngineSpec] = []
+        self.pool_of: list[int] = []
+        self.targets: list[list[Target]] = []
+        self.up: list[bool] = []
+        self.draining: list[bool] = []
+        self.on_since: list[float] = []
+        self.paid_s: list[list[tuple[float, float]]] = []
+        self.link_free_s: list[float] = []
+        self.shared_free_s = 0.0
+        self.now_s = 0.0
+        self.last_finish_s = 0.0
+        self.unrouted: deque[int] = deque()
+        self.num_left = len(trace)
+        self.num_transfers = 0
+        self.transfer_s = 0.0
+        self.split = any(p.engine.role is Role.PREFILL for p in fleet.pools)
+        for i, pool in enumerate(fleet.pools):
+            self._build_pool(i, pool)
+        self.route = make_router(fleet.router, self.table, fleet)
+        self.route_decode = make_router(fleet.decode_router, self.table, fleet)
+        self.entry: list[Target] = []
+        self.decode_entry: list[Target] = []
+        self._refresh_targets()
+        self._plan_scaling()
+        self._plan_failures(seed)
+
+    def run(self) -> Raw:
+        self._check_fits()
+        arrival_s = self.table.arrival_s
+        count = len(arrival_s)
+        heap = self.heap
+        request = 0
+        next_s = arrival_s[0]
+        while request < count or self.num_left:
+            if heap and heap[0][0] <= next_s:
+                at_s, _, action, what = heappop(heap)
+                self.now_s = at_s
+                action(what)
+            elif request < count:
+                self.now_s = next_s
+                self._arrive(request)
+                request += 1
+                next_s = arrival_s[request] if request < count else _NEVER
+            else:
+                message = f"{self.num_left} requests can never finish: no engine comes back to take them"
+                raise InfeasibleError(message)
+        end_s = max(self.last_finish_s, arrival_s[-1])
+        for i, since in enumerate(self.on_since):
+            if since < _NEVER:
+                self.paid_s[i].append((since, max(end_s, since)))
+        return Raw(
+            trace=self.trace,
+            fleet=self.fleet,
+            table=self.table,
+            engines=self.engines,
+            pool_of=self.pool_of,
+            paid_s=self.paid_s,
+            num_transfers=self.num_transfers,
+            transfer_s=self.transfer_s,
+            end_s=end_s,
+        )
+
+    def _build_pool(self, index: int, pool: Pool) -> None:
+        for number in range(pool.num_engines):
+            spec = pool.engine
+            engine = Engine(
+                len(self.engines),
+                settings=spec.settings,
+                timer=spec.timer,
+                table=self.table,
+                kv_tokens=spec.kv_tokens,
+                num_ranks=spec.num_ranks,
+                role=spec.role,
+                swap_s_per_token=spec.kv_bytes_per_token / spec.host_bytes_per_s
+                if spec.host_bytes_per_s
+                else 0.0,
+            )
+            on = number < pool.count
+            self.targets.append([Target(engine.index, i, rank, index) for i, rank in enumerate(engine.ranks)])
+            self.engines.append(engine)
+            self.specs.append(spec)
+            self.pool_of.append(index)
+            self.up.append(on)
+            self.draining.append(False)
+            self.on_since.append(self.table.arrival_s[0] if on else _NEVER)
+            self.paid_s.append([])
+            self.link_free_s.append(0.0)
+
+    def _check_fits(self) -> None:
+        table = self.table
+        for role in (Role.PREFILL, Role.DECODE) if self.split else (Role.BOTH,):
+            ranks = [e.ranks[0] for e, s in zip(self.engines, self.specs, strict=True) if s.role is role]
+            best = max(ranks, key=lambda rank: rank.num_blocks)
+            bad = [r for r in range(len(table)) if not best.fits(r)]
+            if bad:
+                need = max(table.prompt_tokens[r] + table.output_tokens[r] for r in bad)
+                message = (
+                    f"{len(bad)} requests fit in no {role.value} engine: up to {need} tokens are needed, "
+                    f"the largest cache holds {best.num_blocks * best.block_tokens}"
+                )
+                raise InfeasibleError(message, ("kv_tokens",))
+
+    def _at(self, at_s: float, action: Callable[[Any], None], what: object = None) -> None:
+        self.order += 1
+        heappush(self.heap, (at_s, self.order, action, what))
+
+    def _refresh_targets(self) -> None:
+        able = [
+            target
+            for i, targets in enumerate(self.targets)
+            if self.up[i] and not self.draining[i]
+            for target in targets
+        ]
+        self.entry = [t for t in able if self.specs[t.engine].role is not Role.DECODE]
+        self.decode_entry = [t for t in able if self.specs[t.engine].role is Role.DECODE]
+
+    def _arrive(self, request: int) -> None:
+        targets = self.entry
+        if len(targets) > 1:
+            targets = self._able(request, targets)
+        if not targets:
+            self.unrouted.append(request)
+            return
+        target = targets[0] if len(targets) == 1 else self.route(request, targets, self.draws[request])
+        target.routed += 1
+        index = target.engine
+        engine = self.engines[index]
+        self.table.engine[request] = index
+        if not engine.busy:
+            target.rank.waiting.append(request)
+            if engine.plan(self.now_s):
+                self._at(engine.end_s, self._engine_event, index)
+            return
+        if engine.interrupt(self.now_s, request, target.rank_index):
+            self._at(engine.end_s, self._engine_event, index)
+        target.rank.waiting.append(request)
+
+    def _able(self, request: int, targets: list[Target]) -> list[Target]:
+        """Return the targets whose cache can hold the request; only mixed fleets need to look."""
+        if len(self.fleet.pools) == 1:
+            return targets
+        return [t for t in targets if t.rank.fits(request)]
+
+    def _engine_event(self, index: int) -> None:
+        engine = self.engines[index]
+        now_s = self.now_s
+        if not engine.busy or engine.end_s != now_s:
+            return  # The run was cut short, or lost; its own event stands elsewhere in the heap.
+        done, prefilled = engine.complete()
+        if done:
+            self.num_left -= len(done)
+            self.last_finish_s = now_s
+        for request in prefilled:
+            self._hand_over(request, index)
+        self._after_change(index)
+
+    def _after_change(self, index: int) -> None:
+        """Use memory that may have become free: start transfers to here, then the next iteration."""
+        engine = self.engines[index]
+        if self.split:
+            for target in self.targets[index]:
+                self._start_transfers(target)
+        if engine.plan(self.now_s):
+            self._at(engine.end_s, self._engine_event, index)
+        elif self.draining[index] and engine.outstanding == 0:
+            self._turn_off(index)
+
+    def _wake(self, index: int) -> None:
+        if not self.engines[index].busy:
+            self._after_change(index)
+
+    def _hand_over(self, request: int, index: int) -> None:
+        """Choose the decode engine of a prefilled request; its cache stays where it is until it can be sent."""
+        self.table.prefill_engine[request] = index
+        targets = self._able(request, self.decode_entry)
+        if not targets:
+            self.unrouted.append(request)
+            return
+        target = self.route_decode(request, targets, self.draws[request])
+        target.routed += 1
+        self.table.engine[request] = target.engine
+        target.rank.pending.append(request)
+        self._start_transfers(target)
+
+    def _start_transfers(self, target: Target) -> None:
+        """Send every cache for which the target has memory, first come first served on each link."""
+        while (request := target.rank.reserve_pending()) is not None:
+            source, sink = self.table.prefill_engine[request], target.engine
+            sender, receiver = self.specs[source], self.specs[sink]
+            num_bytes = self.table.target_tokens[request] * sender.kv_bytes_per_token
+            rates = [s.link_bytes_per_s for s in (sender, receiver) if s.link_bytes_per_s]
+            shared = self.fleet.shared_link
+            start_s = max(self.now_s, self.link_free_s[source], self.link_free_s[sink])
+            latency_s = max(sender.link_latency_s, receiver.link_latency_s)
+            if shared is not None:
+                start_s = max(start_s, self.shared_free_s)
+                rates.append(shared.bytes_per_s)
+                latency_s += shared.latency_s
+            busy_s = num_bytes / min(rates) if rates else 0.0
+            end_s = start_s + busy_s
+            self.link_free_s[source] = self.link_free_s[sink] = end_s
+            if shared is not None:
+                self.shared_free_s = end_s
+            self.num_transfers += 1
+            self.transfer_s += end_s + latency_s - self.now_s
+            self._at(end_s + latency_s, self._cache_arrived, (request, self.table.restarts[request], target))
+
+    def _cache_arrived(self, what: tuple[int, int, Target]) -> None:
+        request, restarts, target = what
+        if self.table.restarts[request] != restarts:
+            return  # One of the two engines failed meanwhile; the request runs elsewhere.
+        source = self.table.prefill_engine[request]
+        self._prefill_rank(request, source).release_handed_over(request)
+        target.rank.receive(request)
+        self._wake(source)
+        self._wake(target.engine)
+
+    def _prefill_rank(self, request: int, index: int) -> Any:
+        return next(t.rank for t in self.targets[index] if t.rank.holds(request))
+
+    def _plan_scaling(self) -> None:
+        for i, pool in enumerate(self.fleet.pools):
+            for step in pool.schedule:
+                self._at(self.table.arrival_s[0] + step.at_s, self._scale_to, (i, step.count))
+            if pool.reactive:
+                self._at(self.table.arrival_s[0] + pool.reactive.interval_s, self._react, i)
+
+    def _scale_to(self, what: tuple[int, int]) -> None:
+        pool_index, wanted = what
+        pool = self.fleet.pools[pool_index]
+        wanted = min(max(wanted, pool.min_count), pool.num_engines)
+        mine = [i for i, p in enumerate(self.pool_of) if p == pool_index]
+        on = [i for i in mine if self.on_since[i] < _NEVER and not self.draining[i]]
+        spare = [i for i in mine if self.draining[i]] + [i for i in mine if self.on_since[i] == _NEVER]
+        for i in spare[: max(wanted - len(on), 0)]:
+            if self.draining[i]:
+                self.draining[i] = False
+            else:
+                self.on_since[i] = self.now_s
+                self._at(self.now_s + pool.start_up_s, self._come_up, i)
+        for i in on[wanted:][::-1]:
+            self.draining[i] = True
+            if self.engines[i].outstanding == 0:
+                self._turn_off(i)
+        self._refresh_targets()
+        self._route_held()
+
+    def _react(self, pool_index: int) -> None:
+        pool = self.fleet.pools[pool_index]
+        rule = pool.reactive
+        if rule is None or not self.num_left:
+            return
+        mine = [i for i, p in enumerate(self.pool_of) if p == pool_index]
+        on = [i for i in mine if self.on_since[i] < _NEVER and not self.draining[i]]
+        waiting = len(self.unrouted)
+        load = (sum(self.engines[i].outstanding for i in on) + waiting) / max(len(on), 1)
+        if load > rule.add_above or not on:
+            self._scale_to((pool_index, len(on) + rule.step))
+        elif load < rule.remove_below:
+            self._scale_to((pool_index, len(on) - rule.step))
+        self._at(self.now_s + rule.interval_s, self._react, pool_index)
+
+    def _come_up(self, index: int) -> None:
+        if self.on_since[index] == _NEVER:
+            return
+        self.up[index] = True
+        self._refresh_targets()
+        self._route_held()
+
+    def _turn_off(self, index: int) -> None:
+        self.paid_s[index].append((self.on_since[index], self.now_s))
+        self.on_since[index] = _NEVER
+        self.up[index] = self.draining[index] = False
+
+    def _route_held(self) -> None:
+        """Route requests that found no engine up."""
+        held, self.unrouted = self.unrouted, deque()
+        for request in held:
+            if self.table.prefill_engine[request] >= 0 and self.split:
+                self._hand_over(request, self.table.prefill_engine[request])
+            else:
+                self._arrive(request)
+
+    def _plan_failures(self, seed: int) -> None:
+        names = [pool.name for pool in self.fleet.pools]
+        start_s = self.table.arrival_s[0]
+        for failure in self.fleet.failures:
+            if failure.pool in names:
+                pool = names.index(failure.pool)
+                mine = [i for i, p in enumerate(self.pool_of) if p == pool]
+                if failure.engine < len(mine):
+                    self._at(start_s + failure.at_s, self._fail, (mine[failure.engine], failure.down_s))
+        mean_s = self.fleet.mean_time_between_failures_s
+        if mean_s:
+            span_s = self.table.arrival_s[-1] - start_s
+            for i in range(len(self.engines)):
+                rng = np.random.default_rng((seed, i))
+                at_s = float(rng.exponential(mean_s))
+                while at_s < span_s:
+                    self._at(start_s + at_s, self._fail, (i, self.fleet.repair_s))
+                    at_s += self.fleet.repair_s + float(rng.exponential(mean_s))
+
+    def _fail(self, what: tuple[int, float]) -> None:
+        index, down_s = what
+        if not self.up[index]:
+            return
+        lost = self._lost_with(index)
+        self.up[index] = False
+        self._refresh_targets()
+        for request in lost:
+            self.table.restart(request)
+            self.table.prefill_engine[request] = -1
+        self._at(self.now_s + down_s, self._come_up, index)
+        for request in lost:
+            self._arrive(request)
+        for other in range(len(self.engines)):
+            self._wake(other)
+
+    def _lost_with(self, index: int) -> list[int]:
+        """Clear the engine; return its requests and those whose cache it was sending or receiving."""
+        table = self.table
+        engine = self.engines[index]
+        moving = [r for t in self.targets[index] for r in (*t.rank.held_requests(), *t.rank.pending)]
+        lost = dict.fromkeys(engine.fail())
+        for request in moving:
+            lost.setdefault(request, None)
+        if self.split:
+            for request in lost:
+                self._forget_elsewhere(request, index)
+        return [r for r in lost if table.finish_s[r] == _NEVER]
+
+    def _forget_elsewhere(self, request: int, failed: int) -> None:
+        """Free what a lost request holds on the engine at the other end of its transfer."""
+        for index in (self.table.prefill_engine[request], self.table.engine[request]):
+            if index < 0 or index == failed:
+                continue
+            for target in self.targets[index]:
+                target.rank.forget(request)

@@ -1,0 +1,224 @@
+"""Times of engine iterations, answered in about a microsecond from lazily evaluated grids.
+
+A cost model answers for columns of iterations; a simulator asks for one iteration at a time, a hundred
+thousand times. `GridTimer` asks the cost model for whole grids, only where the simulation goes, and
+interpolates between them.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["AffineTimer", "GridTimer", "IterationTime", "Load", "StepTimer", "SumTimer"]
+
+Floats = npt.NDArray[np.float64]
+
+IterationTime = Callable[[Floats, Floats, Floats, Floats], Floats]
+"""Columns (prompt tokens, cached context of the prompt chunk, decoding sequences, their cached tokens in all)
+to seconds per iteration. Zero prompt tokens is a pure decode iteration; zero sequences a pure prefill."""
+
+_STEP_TOKENS = 32
+_CONTEXT_NODES = (0, 512, 2048, 8192, 32768, 131072)
+_KV_CELL_TOKENS = 1024
+_KV_MEAN_NODES = (64, 256, 512, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 16384, 32768, 65536, 131072)
+
+
+@dataclass(slots=True)
+class Load:
+    """What one iteration of one rank holds."""
+
+    prefill_tokens: int = 0
+    prefill_pairs: float = 0.0
+    """Query-key pairs of the prompt chunks, sum of c h + c (c + 1) / 2 for chunk c at context h."""
+    num_prefills: int = 0
+    num_seqs: int = 0
+    """Decoding sequences."""
+    kv_tokens: float = 0.0
+    """Their cached tokens."""
+
+
+class StepTimer(Protocol):
+    """Seconds of one iteration."""
+
+    def decode_s(self, num_seqs: int, kv_tokens: float) -> float:
+        """Return the time of a pure decode iteration."""
+        ...
+
+    def step_s(self, load: Load) -> float:
+        """Return the time of an iteration that holds prompt tokens."""
+        ...
+
+    def lockstep_s(self, loads: Sequence[Load]) -> float:
+        """Return the time of one iteration of ranks that wait for each other."""
+        ...
+
+
+class GridTimer:
+    """Interpolates an `IterationTime` on grids that are evaluated when first needed.
+
+    Decode rows are linear in cached tokens with nodes every 1,024. A mixed iteration is looked up at the
+    nearest smaller number of sequences n' with its prompt tokens raised by n - n', so that the tokens of the
+    dense layers stay exact, and corrected by the decode row for the cached tokens.
+
+    Parameters
+    ----------
+    iteration_s : the cost model.
+    max_prefill_tokens : prompt tokens of the largest iteration; the grid extends itself beyond.
+    """
+
+    def __init__(self, iteration_s: IterationTime, *, max_prefill_tokens: int = 2048) -> None:
+        self._iteration_s = iteration_s
+        self._decode_rows: dict[int, list[float]] = {}
+        self._blocks: dict[tuple[int, int], list[list[float]]] = {}
+        self._prefill_nodes = _prefill_nodes(min(max(max_prefill_tokens, 64), 16384) + 1024)
+        self._seq_nodes = sorted({0, *range(1, 9), *(int(2 ** (i / 4)) for i in range(12, 60))})
+
+    def decode_s(self, num_seqs: int, kv_tokens: float) -> float:
+        """Return the time of a pure decode iteration."""
+        row = self._decode_rows.get(num_seqs)
+        cell = kv_tokens / _KV_CELL_TOKENS
+        i = int(cell)
+        if row is None or i + 1 >= len(row):
+            row = self._extend(num_seqs, i + 2)
+        low = row[i]
+        return low + (row[i + 1] - low) * (cell - i)
+
+    def step_s(self, load: Load) -> float:
+        """Return the time of an iteration with prompt tokens."""
+        num_seqs = load.num_seqs
+        tokens = load.prefill_tokens
+        context = load.prefill_pairs / tokens - 0.5 * (tokens + 1)
+        nodes = self._seq_nodes
+        if num_seqs == 0:
+            block = self._blocks.get((0, 0)) or self._block(0, 0)
+            return self._inside(block, float(tokens), context)
+        near = nodes[bisect_right(nodes, num_seqs) - 1]
+        kv_tokens = load.kv_tokens * near / num_seqs
+        at = bisect_right(_KV_MEAN_NODES, kv_tokens / near) - 1
+        kv_node = _KV_MEAN_NODES[max(at, 0)]
+        block = self._blocks.get((near, kv_node)) or self._block(near, kv_node)
+        base_s = self._inside(block, float(tokens + num_seqs - near), context)
+        return base_s + self.decode_s(near, load.kv_tokens) - self.decode_s(near, float(near * kv_node))
+
+    def lockstep_s(self, loads: Sequence[Load]) -> float:
+        """Return the time of the slowest rank."""
+        return max(
+            self.step_s(load) if load.prefill_tokens else self.decode_s(load.num_seqs, load.kv_tokens)
+            for load in loads
+            if load.prefill_tokens or load.num_seqs
+        )
+
+    def _inside(self, block: list[list[float]], tokens: float, context: float) -> float:
+        """Return the bilinear value; a negative context (several short prompts) extends the first cell."""
+        nodes = self._prefill_nodes
+        i = bisect_right(nodes, tokens) - 1
+        last = len(nodes) - 2
+        i = 0 if i < 0 else min(i, last)
+        j = max(bisect_right(_CONTEXT_NODES, context) - 1, 0)
+        j = min(j, len(_CONTEXT_NODES) - 2)
+        u = (tokens - nodes[i]) / (nodes[i + 1] - nodes[i])
+        v = (context - _CONTEXT_NODES[j]) / (_CONTEXT_NODES[j + 1] - _CONTEXT_NODES[j])
+        low, high = block[i], block[i + 1]
+        a = low[j] + (low[j + 1] - low[j]) * v
+        b = high[j] + (high[j + 1] - high[j]) * v
+        return a + (b - a) * u
+
+    def _extend(self, num_seqs: int, need: int) -> list[float]:
+        row = self._decode_rows.setdefault(num_seqs, [])
+        old = len(row)
+        # A node below one token per sequence cannot occur; the row starts at that bound.
+        new = np.arange(old, max(need, 2 * old, 16), dtype=np.float64) * _KV_CELL_TOKENS
+        kv_tokens = np.maximum(new, num_seqs)
+        zeros = np.zeros_like(new)
+        row.extend(self._iteration_s(zeros, zeros, np.full_like(new, num_seqs), kv_tokens).tolist())
+        return row
+
+    def _block(self, num_seqs: int, kv_mean: int) -> list[list[float]]:
+        tokens, context = np.meshgrid(
+            np.array(self._prefill_nodes, dtype=np.float64),
+            np.array(_CONTEXT_NODES, dtype=np.float64),
+            indexing="ij",
+        )
+        flat = tokens.ravel()
+        times = self._iteration_s(
+            flat,
+            context.ravel(),
+            np.full_like(flat, num_seqs),
+            np.full_like(flat, num_seqs * kv_mean),
+        )
+        block: list[list[float]] = times.reshape(tokens.shape).tolist()
+        self._blocks[num_seqs, kv_mean] = block
+        return block
+
+
+def _prefill_nodes(up_to: int) -> list[int]:
+    small = [1, 4, 8, 16, *range(_STEP_TOKENS, 513, _STEP_TOKENS)]
+    middle = list(range(576, 2561, 2 * _STEP_TOKENS))
+    large = [2816, 3072, 3584, 4096, 5120, 6144, 8192, 12288, 16384, 32768, 65536, 131072]
+    nodes = small + middle + large
+    keep = next((i for i, n in enumerate(nodes) if n >= up_to), len(nodes) - 1)
+    return nodes[: max(keep + 1, 2)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AffineTimer:
+    """Iteration times as sums of coefficients, the form that DistServe and others fit.
+
+    Notes
+    -----
+    prefill = a + b sum(n) + c sum(n^2); decode = a + b sum(context) + c batch, with a second set of
+    coefficients from `large_batch` sequences up. Y. Zhong et al., DistServe, OSDI 2024.
+    """
+
+    prefill: tuple[float, float, float]
+    decode_small: tuple[float, float, float]
+    decode_large: tuple[float, float, float]
+    large_batch: int
+    overhead_s: float = 0.0
+    overhead_per_token_s: float = 0.0
+
+    def decode_s(self, num_seqs: int, kv_tokens: float) -> float:
+        """Return the time of a pure decode iteration."""
+        a, b, c = self.decode_small if num_seqs < self.large_batch else self.decode_large
+        return a + b * kv_tokens + c * num_seqs + self.overhead_s + self.overhead_per_token_s * kv_tokens
+
+    def step_s(self, load: Load) -> float:
+        """Return the time of an iteration with whole prompts, decodes riding along if there are any."""
+        a, b, c = self.prefill
+        squares = 2.0 * load.prefill_pairs - load.prefill_tokens
+        prefill_s = a + b * load.prefill_tokens + c * squares
+        prefill_s += self.overhead_s + self.overhead_per_token_s * load.prefill_tokens
+        return prefill_s + (self.decode_s(load.num_seqs, load.kv_tokens) if load.num_seqs else 0.0)
+
+    def lockstep_s(self, loads: Sequence[Load]) -> float:
+        """Return the time of the slowest rank."""
+        return max(
+            self.step_s(x) if x.prefill_tokens else self.decode_s(x.num_seqs, x.kv_tokens)
+            for x in loads
+            if x.prefill_tokens or x.num_seqs
+        )
+
+
+class SumTimer:
+    """A rank's own time, plus a time that depends on the tokens of all ranks together (expert layers)."""
+
+    def __init__(self, own: GridTimer, shared_s: Callable[[Sequence[int]], float]) -> None:
+        self._own = own
+        self._shared_s = shared_s
+
+    def decode_s(self, num_seqs: int, kv_tokens: float) -> float:
+        """Return the time of a pure decode iteration of a single rank."""
+        return self._own.decode_s(num_seqs, kv_tokens) + self._shared_s((num_seqs,))
+
+    def step_s(self, load: Load) -> float:
+        """Return the time of an iteration with prompt tokens of a single rank."""
+        return self._own.step_s(load) + self._shared_s((load.prefill_tokens + load.num_seqs,))
+
+    def lockstep_s(self, loads: Sequence[Load]) -> float:
+        """Return the slowest rank's own time plus the shared time of all tokens."""
+        tokens = [load.prefill_tokens + load.num_seqs for load in loads]
+        return self._own.lockstep_s(loads) + self._shared_s(tokens)
