@@ -1,4 +1,4 @@
-"""Exhaustive search of a training space: memory first, then the fastest rows and the front of time and memory."""
+"""Exhaustive search of a training space: memory first, then the fastest rows and the Pareto front."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace

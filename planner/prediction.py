@@ -1,0 +1,51 @@
+"""One row of a cost table as the prediction of a plan, and what a reader must know before relying on it."""
+
+from costmodels.cost_table import CostTable
+from costmodels.job import TrainingJob
+from costmodels.strategy import Strategy
+from hardware.cluster import Cluster
+from hardware.levels import LinkKind
+from planner.plan import TrainingPrediction
+from planner.space import LEFT_OUT
+
+__all__ = ["training_diagnostics", "training_prediction"]
+
+
+def training_prediction(costs: CostTable, row: int, cluster: Cluster) -> TrainingPrediction:
+    """Return row `row` of `costs`, with energy and money where the catalogue knows power and price."""
+    time_parts = {name: float(column[row]) for name, column in costs.time_parts().items()}
+    memory_parts = {name: float(column[row]) for name, column in costs.memory.parts().items()}
+    step_s = float(costs.step_s[row])
+    tdp_w = cluster.device.tdp_w
+    return TrainingPrediction(
+        step_s=step_s,
+        step_low_s=float(costs.step_low_s[row]),
+        step_high_s=float(costs.step_high_s[row]),
+        tokens_per_s_per_device=float(costs.tokens_per_s_per_device[row]),
+        mfu_frac=float(costs.mfu_frac[row]),
+        peak_memory_bytes=float(costs.peak_memory_bytes[row]),
+        memory_parts_bytes=memory_parts,
+        memory_capacity_bytes=costs.device_memory_bytes,
+        fits_probability=float(costs.fits_probability[row]),
+        time_parts_s=time_parts,
+        energy_j=None if tdp_w is None else tdp_w * cluster.num_devices * step_s,
+    )
+
+
+def training_diagnostics(job: TrainingJob, cluster: Cluster, best: Strategy) -> tuple[str, ...]:
+    """Return what was assumed, what was left out, and where the best plan stands on thin ground."""
+    notes = [
+        f"software stack {job.stack}: kernels, launch overheads and overlap are those of this stack",
+        f"optimizer {job.optimizer} with fp32 master weights and moments",
+        *(f"not searched: {what}" for what in LEFT_OUT),
+        "energy_j assumes that every device draws its rated power during the whole step",
+        "cost_usd is null: no price is attached to the devices",
+    ]
+    if job.model.max_seq_len is not None and job.seq_len > job.model.max_seq_len:
+        notes.append(
+            f"seq_len {job.seq_len} is longer than the {job.model.max_seq_len} that {job.model.name} states"
+        )
+    inner = [level.size for level in cluster.levels if level.kind not in (LinkKind.FABRIC, LinkKind.RAIL)]
+    if best.tp > max(inner, default=1):
+        notes.append(f"tensor parallelism {best.tp} leaves the scale-up domain of {max(inner, default=1)}")
+    return tuple(notes)

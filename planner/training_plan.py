@@ -1,0 +1,117 @@
+"""The training flow: request, space, costs, memory first, the best and the front, plan."""
+
+from hashlib import sha256
+from importlib.metadata import version
+
+from costmodels.cost_table import CostTable
+from costmodels.job import TrainingJob
+from costmodels.stacks import find_stack
+from costmodels.strategy import ConfigTable, Strategy
+from costmodels.training import evaluate
+from hardware.cluster import Cluster
+from planner.certificate import training_certificate
+from planner.plan import FrontPoint, PlanFile, Provenance, Search, TrainingPlan
+from planner.plan_io import plan_document
+from planner.prediction import training_diagnostics, training_prediction
+from planner.ranks import default_placement
+from planner.remedy import no_strategy, nothing_fits
+from planner.request import TrainRequest, allowed_values, resolve
+from planner.search import search_space
+from planner.space import training_space
+
+__all__ = ["plan_training", "training_plan_of"]
+
+
+def plan_training(request: TrainRequest) -> PlanFile[TrainingPlan]:
+    """Return the plan file that answers a training request.
+
+    Raises
+    ------
+    InfeasibleError
+        if no legal strategy exists, or none fits; says which rules excluded them, or how far the nearest is
+        from fitting.
+    """
+    job, cluster = resolve(request)
+    allow = allowed_values(request)
+    space = training_space(
+        job,
+        world=cluster.num_devices,
+        levels=cluster.levels,
+        flash_attention=find_stack(job.stack).flash,
+        allow=allow,
+    )
+    found = search_space(
+        space,
+        lambda configs: evaluate(job, cluster, configs),
+        top=request.top,
+        min_probability=request.min_fits_probability,
+    )
+    if found.nearest is not None:
+        raise nothing_fits(
+            job, cluster, found.nearest, allow=allow, min_probability=request.min_fits_probability
+        )
+    if not found.num_configs:
+        raise no_strategy(space, cluster)
+    costs = evaluate(job, cluster, found.best)
+    plans = tuple(
+        training_plan_of(found.best.strategy(row), costs, row, request=request, job=job, cluster=cluster)
+        for row in range(len(found.best))
+    )
+    return PlanFile(
+        kind="train",
+        request=plan_document(request),
+        plans=plans,
+        search=Search(
+            num_configs=found.num_configs,
+            num_feasible=found.num_feasible,
+            wall_s=found.wall_s,
+            excluded=space.excluded(),
+        ),
+        diagnostics=training_diagnostics(job, cluster, plans[0].strategy),
+        provenance=_provenance(job, cluster),
+        pareto=_front(job, cluster, found.front),
+    )
+
+
+def training_plan_of(
+    strategy: Strategy,
+    costs: CostTable,
+    row: int,
+    *,
+    request: TrainRequest,
+    job: TrainingJob,
+    cluster: Cluster,
+) -> TrainingPlan:
+    """Return one strategy with its cost, its ranks and what was checked."""
+    predicted = training_prediction(costs, row, cluster)
+    placement = default_placement(strategy, cluster)
+    certificate = training_certificate(
+        strategy,
+        predicted,
+        placement,
+        job=job,
+        cluster=cluster,
+        min_probability=request.min_fits_probability,
+    )
+    return TrainingPlan(strategy=strategy, predicted=predicted, placement=placement, certificate=certificate)
+
+
+def _front(job: TrainingJob, cluster: Cluster, configs: ConfigTable) -> tuple[FrontPoint, ...]:
+    costs = evaluate(job, cluster, configs)
+    return tuple(
+        FrontPoint(
+            strategy=configs.strategy(row),
+            step_s=float(costs.step_s[row]),
+            peak_memory_bytes=float(costs.peak_memory_bytes[row]),
+            fits_probability=float(costs.fits_probability[row]),
+        )
+        for row in range(len(configs))
+    )
+
+
+def _provenance(job: TrainingJob, cluster: Cluster) -> Provenance:
+    inputs = {"model": repr(job.model), "cluster": repr((cluster.name, cluster.groups, cluster.levels))}
+    return Provenance(
+        tool_version=version("meshwright"),
+        inputs={name: sha256(text.encode()).hexdigest() for name, text in inputs.items()},
+    )
