@@ -1,0 +1,119 @@
+"""Seconds of one iteration of a serving instance, part by part, for many configurations and batches at once.
+
+An iteration takes the prompt tokens that the scheduler admits and one step of every decoding request of an
+attention group; groups of one instance advance together, so the columns describe the fullest group. Pipeline
+stages run one after the other for the same tokens: an iteration's latency is the sum over stages.
+"""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+
+from costmodels.collectives import p2p_s
+from costmodels.graph import ModelGraph
+from costmodels.serving_config import ServingConfig, ServingTable
+from costmodels.serving_engine import EngineStack
+from costmodels.serving_memory import layer_counts
+from costmodels.serving_operators import IterationWork, LayerTimes, ServingMachine, head_s, layer_times
+
+__all__ = ["IterationCost", "iteration_cost", "iteration_s"]
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IterationCost:
+    """Seconds of one iteration by part, one row per (configuration, work) pair."""
+
+    gemm_s: Floats
+    prefill_attention_s: Floats
+    decode_attention_s: Floats
+    experts_s: Floats
+    vector_s: Floats
+    comm_s: Floats
+    """Tensor-parallel reductions, expert dispatch and combine, sends between stages."""
+    head_s: Floats
+    """Projection to the vocabulary and sampling."""
+    draft_s: Floats
+    """Draft head of speculative decoding."""
+    host_s: Floats
+
+    @property
+    def iteration_s(self) -> Floats:
+        """From the first kernel of the iteration to the next iteration's."""
+        total = np.zeros_like(self.host_s)
+        for part in fields(self):
+            total = total + getattr(self, part.name)
+        return total
+
+    def parts(self, row: int) -> dict[str, float]:
+        """Return the parts of one row by name."""
+        return {f.name: float(getattr(self, f.name)[row]) for f in fields(self)}
+
+
+def iteration_cost(
+    model: ModelGraph, table: ServingTable, engine: EngineStack, machine: ServingMachine, work: IterationWork
+) -> IterationCost:
+    """Return the cost of one iteration per row of `table` and `work`.
+
+    Parameters
+    ----------
+    table : configurations. rows
+    work : what each row's fullest attention group processes. rows, as many as `table`
+    """
+    total = LayerTimes(*(np.zeros(len(table)) for _ in range(6)))
+    for block, count in layer_counts(model):
+        times = layer_times(block, table, work, machine)
+        for part in fields(times):
+            setattr(total, part.name, getattr(total, part.name) + count * getattr(times, part.name))
+    mixed = np.where((work.prefill_tokens > 0) & (work.decode_seqs > 0), engine.mixed_attention_factor, 1.0)
+    attention = engine.attention_scale * mixed
+    draft = table.draft_tokens.astype(float)
+    rows = work.prefill_seqs + work.decode_seqs * (1.0 + draft)
+    head = engine.gemm_scale * head_s(model.vocab, model.hidden, rows, table, machine)
+    tokens = work.prefill_tokens + work.decode_seqs * (1.0 + draft)
+    sends = (table.pp - 1) * p2p_s(2.0 * tokens * model.hidden, table.tp * table.dp, machine.levels)
+    scaled = {
+        "gemm_s": engine.gemm_scale * total.gemm_s,
+        "prefill_attention_s": attention * total.prefill_attention_s,
+        "decode_attention_s": attention * total.decode_attention_s,
+        "experts_s": engine.experts_scale * total.experts_s,
+        "vector_s": engine.vector_scale * total.vector_s,
+        "comm_s": engine.comm_scale * total.comm_s + sends,
+    }
+    layers = sum(scaled[n] for n in scaled) - sends
+    host = engine.host_s + engine.host_per_seq_s * work.decode_seqs
+    host = host + np.where(work.prefill_tokens > 0, engine.prefill_host_s, 0.0)
+    return IterationCost(
+        **scaled,
+        head_s=head,
+        draft_s=draft * (layers / model.num_layers + head),
+        host_s=host,
+    )
+
+
+def iteration_s(
+    model: ModelGraph,
+    config: ServingConfig,
+    engine: EngineStack,
+    machine: ServingMachine,
+    prefill_tokens: npt.ArrayLike,
+    prefill_context: npt.ArrayLike,
+    decode_seqs: npt.ArrayLike,
+    decode_context: npt.ArrayLike,
+    prefill_seqs: npt.ArrayLike | None = None,
+) -> Floats:
+    """Return the seconds of iterations of one configuration, one per element of the work arrays.
+
+    Parameters
+    ----------
+    prefill_tokens : new prompt tokens of the fullest attention group.
+    prefill_context : tokens cached before them, summed over their prompts.
+    decode_seqs : requests that decode.
+    decode_context : cached tokens, summed over them.
+    prefill_seqs : prompts that the new tokens belong to; one where omitted.
+    """
+    work = IterationWork.of(prefill_tokens, prefill_context, decode_seqs, decode_context, prefill_seqs)
+    table = ServingTable.from_configs([config]).repeat(len(work.decode_seqs))
+    return iteration_cost(model, table, engine, machine, work).iteration_s

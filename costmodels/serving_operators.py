@@ -1,0 +1,335 @@
+"""Seconds of the operators of one serving iteration, per layer kind, on one device of an instance.
+
+Rows are (configuration, work) pairs. Attention kernels see prompts and decoding requests apart; every other
+operator sees the tokens of both together. Weights are read once per iteration whatever the batch.
+"""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+
+from costmodels.collectives import SERVING, Collective, collective_s
+from costmodels.graph import Attention, Block, Elementwise, Experts, Generic, Matmul, Norm, Split, StateSpace
+from costmodels.kernels import KernelModel
+from costmodels.serving_config import Quant, ServingTable
+from costmodels.serving_memory import tagged_operators
+from hardware.device import Device
+from hardware.levels import Level
+
+__all__ = [
+    "IterationWork",
+    "LayerTimes",
+    "ServingMachine",
+    "head_s",
+    "kernel_format",
+    "layer_times",
+    "quant_matmul_s",
+    "reduce_s",
+]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+_DISPATCH_BYTES = 1.0 + 4.0 / 128
+"""Per element of a dispatched token: 8-bit with one scale per 128."""
+_COMBINE_BYTES = 2.0
+_ALL_TO_ALL_LATENCY_S = (77e-6, 120e-6, 114e-6, 255e-6)
+"""Low-latency dispatch: base and inter-node part; combine: base and inter-node part (DeepEP V1 table, 128 tokens,
+hidden 7168, top-8; 1 - 8/EP of the experts are in other nodes). Bandwidth is inside these figures, so the part
+that grows with tokens is taken from the link rate and the larger of the two counts."""
+_ALL_TO_ALL_TABLE_TOKENS = 128.0
+_SCAN_PASSES = 8.0
+"""Reads and writes of the inner width per token in a chunked scan: projections in, gates, states at chunk ends (assumed)."""
+_VECTOR_BANDWIDTH_FRAC = 0.8
+_ROUTING_SKEW = 0.0
+"""Exponent of the experts' popularity; benchmarks with random prompts route almost evenly."""
+_SAMPLING_PASSES = 3.0
+"""Passes over the logits: cast, soft-max, arg-max or top-k (assumed)."""
+_DRAFT_ATTENTION = 0.15
+"""Added to attention over the cache per drafted token: the cache is read once for all of them (assumed)."""
+_INDEXER_PEAK_FRAC = 0.4
+"""Of the 8-bit peak, reached by the indexer of a sparse attention (assumed)."""
+_FUSED_LATENCY_S = 1.6e-6
+"""Start and end of one memory-bound kernel inside a captured graph, beyond its traffic (assumed)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ServingMachine:
+    """What an instance runs on."""
+
+    device: Device
+    kernels: KernelModel
+    levels: tuple[Level, ...]
+    """Inner to outer; ranks fill the inner level first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class IterationWork:
+    """What one iteration of one attention group processes, one row per configuration."""
+
+    prefill_tokens: Floats
+    """New prompt tokens."""
+    prefill_context: Floats
+    """Tokens already cached before them, summed over the prompts."""
+    prefill_seqs: Floats
+    """Prompts that the new tokens belong to."""
+    decode_seqs: Floats
+    """Requests that get one token (or one verified draft) each."""
+    decode_context: Floats
+    """Cached tokens, summed over those requests."""
+
+    @classmethod
+    def of(
+        cls,
+        prefill_tokens: npt.ArrayLike,
+        prefill_context: npt.ArrayLike,
+        decode_seqs: npt.ArrayLike,
+        decode_context: npt.ArrayLike,
+        prefill_seqs: npt.ArrayLike | None = None,
+    ) -> "IterationWork":
+        """Return the work of rows given as scalars or arrays; prompts default to one where there are tokens."""
+        tokens = np.asarray(prefill_tokens, dtype=float)
+        prompts = np.where(tokens > 0, 1.0, 0.0) if prefill_seqs is None else np.asarray(prefill_seqs, float)
+        columns = np.broadcast_arrays(
+            tokens, np.asarray(prefill_context, float), prompts,
+            np.asarray(decode_seqs, float), np.asarray(decode_context, float),
+        )  # fmt: skip
+        names = ("prefill_tokens", "prefill_context", "prefill_seqs", "decode_seqs", "decode_context")
+        return cls(**{n: np.atleast_1d(c).astype(float) for n, c in zip(names, columns, strict=True)})
+
+    def take(self, rows: npt.NDArray[np.bool_]) -> "IterationWork":
+        """Return the chosen rows."""
+        return IterationWork(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+
+@dataclass(slots=True, eq=False)
+class LayerTimes:
+    """Seconds per kind of operator, one row per (configuration, work) pair."""
+
+    gemm_s: Floats
+    prefill_attention_s: Floats
+    decode_attention_s: Floats
+    experts_s: Floats
+    vector_s: Floats
+    comm_s: Floats
+
+
+def kernel_format(device: Device, code: int) -> str:
+    """Return the kernel format that runs weights of one `Quant` on `device`.
+
+    Devices without the narrow matrix units keep the narrow weights and compute in 16 bits.
+    """
+    quant = Quant(code)
+    if quant in (Quant.FP8, Quant.FP8_BLOCK):
+        return quant.label if device.fp8_flops_per_s else "int8-weight-only"
+    if quant in (Quant.NVFP4, Quant.MXFP4):
+        return "nvfp4" if device.fp4_flops_per_s else "int4-weight-only"
+    if quant is Quant.INT8:
+        return "int8" if device.int8_flops_per_s else "int8-weight-only"
+    return "int4-weight-only" if quant is Quant.INT4 else "bf16"
+
+
+def quant_matmul_s(machine: ServingMachine, m: Floats, n: Floats, k: Floats, codes: Ints) -> Floats:
+    """Return seconds of a dense matmul in each row's number format. shape (rows,)"""
+    out = np.zeros(len(m))
+    for code in np.unique(codes):
+        rows = codes == code
+        dtype = kernel_format(machine.device, int(code))
+        out[rows] = machine.kernels.matmul_s(m[rows], n[rows], k[rows], dtype=dtype)
+    return out
+
+
+def reduce_s(num_bytes: Floats, degree: Ints, levels: tuple[Level, ...]) -> Floats:
+    """Return seconds of an all-reduce over `degree` neighbouring devices."""
+    stride = np.ones_like(degree)
+    return collective_s(Collective.ALL_REDUCE, num_bytes, stride, degree, levels, SERVING)
+
+
+def _all_to_all_s(tokens: Floats, experts: Experts, group: Ints, levels: tuple[Level, ...]) -> Floats:
+    """Return seconds of dispatch and combine of `tokens` per device over `group` devices.
+
+    Distinct destinations of one token among G devices: G (1 - (1 - 1/G)^k), of which one is home.
+    """
+    node = next((level.size for level in levels if level.size > 1), 1)
+    width = np.maximum(group, 1).astype(float)
+    far = np.maximum(0.0, 1.0 - node / width)
+    base_d, far_d, base_c, far_c = _ALL_TO_ALL_LATENCY_S
+    reached = width * (1.0 - (1.0 - 1.0 / width) ** experts.top_k) * (width - 1.0) / width
+    inner = next((lv for lv in levels if lv.size >= node), levels[-1])
+    outer = levels[-1]
+    rate = np.where(far > 0, np.minimum(inner.bytes_per_s, outer.bytes_per_s), inner.bytes_per_s)
+    crowd = np.maximum(0.0, tokens - _ALL_TO_ALL_TABLE_TOKENS)
+    wire = crowd * reached * experts.hidden * (_DISPATCH_BYTES + _COMBINE_BYTES) / (0.7 * rate)
+    few = 0.35 + 0.65 * np.minimum(tokens / _ALL_TO_ALL_TABLE_TOKENS, 1.0)
+    return np.where(group > 1, few * (base_d + far_d * far + base_c + far_c * far) + wire, 0.0)
+
+
+def _attention_s(
+    op: Attention, table: ServingTable, work: IterationWork, machine: ServingMachine, draft: Floats
+) -> tuple[Floats, Floats]:
+    """Return seconds of attention over prompts, and over decoding requests."""
+    prefill, decode = np.zeros(len(table)), np.zeros(len(table))
+    for code in np.unique(table.kv):
+        dtype = "bf16" if code == Quant.BF16 else "fp8"
+        rows = (table.kv == code) & (work.prefill_tokens > 0)
+        if rows.any():
+            prefill[rows] = _prompt_attention_s(op, table.take(rows), work.take(rows), machine, dtype)
+        rows = (table.kv == code) & (work.decode_seqs > 0)
+        if rows.any():
+            decode[rows] = _cache_attention_s(op, table.take(rows), work.take(rows), machine, dtype)
+    return prefill, decode * (1.0 + _DRAFT_ATTENTION * draft)
+
+
+def _prompt_attention_s(
+    op: Attention, table: ServingTable, work: IterationWork, machine: ServingMachine, dtype: str
+) -> Floats:
+    """Return seconds of attention of new prompt tokens over their own context."""
+    heads = np.maximum(op.num_heads // table.tp, 1)
+    kv_heads = heads if op.kv_latent_dim is not None else np.maximum(op.num_kv_heads // table.tp, 1)
+    prompts = np.maximum(work.prefill_seqs, 1.0)
+    new = work.prefill_tokens / prompts
+    seen = new + work.prefill_context / prompts
+    window = op.window if op.sparse_keys is None else op.sparse_keys
+    return machine.kernels.attention_s(
+        batch=prompts, q_len=new, kv_len=seen, heads=heads, kv_heads=kv_heads, head_dim=op.head_dim,
+        value_dim=op.value_dim, causal=op.causal, window=window, kv_dtype=dtype,
+    ) + _indexer_s(op, work.prefill_tokens, seen, prompts, machine)  # fmt: skip
+
+
+def _cache_attention_s(
+    op: Attention, table: ServingTable, work: IterationWork, machine: ServingMachine, dtype: str
+) -> Floats:
+    """Return seconds of attention of decoding requests over their cache."""
+    batch = work.decode_seqs
+    context = np.maximum(work.decode_context / batch, 1.0)
+    seen = context if op.sparse_keys is None else np.minimum(context, op.sparse_keys)
+    heads = np.maximum(op.num_heads // table.tp, 1)
+    indexer = _indexer_s(op, batch, context, batch, machine)
+    if op.kv_latent_dim is not None:
+        return indexer + machine.kernels.mla_decode_attention_s(
+            batch=batch, kv_len=seen, heads=heads, dtype=dtype
+        )
+    kv_heads = np.maximum(op.num_kv_heads // table.tp, 1)
+    return indexer + machine.kernels.decode_attention_s(
+        batch=batch,
+        kv_len=seen,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=op.head_dim,
+        window=op.window,
+        dtype=dtype,
+    )
+
+
+def _indexer_s(
+    op: Attention, queries: Floats, keys: Floats, seqs: Floats, machine: ServingMachine
+) -> Floats | float:
+    """Return seconds of scoring every cached key in 8 bits, where a sparse attention picks its keys so."""
+    if op.sparse_keys is None or op.index_heads == 0:
+        return 0.0
+    flops = 2.0 * queries * keys * op.index_heads * op.index_dim
+    peak = machine.device.fp8_flops_per_s or machine.device.peak_flops_per_s("bf16")
+    return machine.kernels.memory_s(seqs * keys * op.index_dim) + flops / (_INDEXER_PEAK_FRAC * peak)
+
+
+def _experts_s(op: Experts, tokens: Floats, table: ServingTable, machine: ServingMachine) -> Floats:
+    """Return seconds of router and routed experts on one device; `tokens` are those of its attention group."""
+    out = quant_matmul_s(
+        machine, tokens, np.full(len(table), float(op.num_experts)), np.full(len(table), float(op.hidden)),
+        np.zeros(len(table), dtype=np.int64),
+    )  # fmt: skip
+    pooled = tokens * table.dp
+    for code in np.unique(table.experts):
+        rows = table.experts == code
+        out[rows] += machine.kernels.experts_s(
+            tokens=pooled[rows], hidden=op.hidden, ffn_hidden=op.ffn_hidden, num_experts=op.num_experts,
+            top_k=op.top_k, ep=table.ep[rows], etp=table.etp[rows], skew=_ROUTING_SKEW,
+            dtype=kernel_format(machine.device, int(code)),
+        )  # fmt: skip
+    return out
+
+
+def _state_space_s(
+    op: StateSpace, tokens: Floats, seqs: Floats, table: ServingTable, machine: ServingMachine
+) -> Floats:
+    """Return seconds of a recurrent mixer: the state of every request moves twice, tokens pass through once."""
+    state = 2.0 * 4.0 * seqs * op.inner * (op.state + op.conv) / table.tp
+    passed = 2.0 * tokens * op.inner * _SCAN_PASSES / table.tp
+    return machine.kernels.memory_s(state + passed)
+
+
+def _vector_bytes(op: Norm | Elementwise | Generic, tp: Ints) -> tuple[Floats, float]:
+    """Return bytes per token of a memory-bound operator, and how many kernels it starts."""
+    if isinstance(op, Norm):
+        cut = tp if op.over_heads else np.ones_like(tp)
+        return 4.0 * op.features * op.copies / cut, 0.5 if op.over_heads else 1.0
+    if isinstance(op, Generic):
+        return 2.0 * (op.reads + op.writes) / np.ones_like(tp), 1.0
+    cut = np.ones_like(tp) if op.split is Split.NONE else tp
+    return 2.0 * (op.reads + op.writes) / cut, 1.0 if op.split is Split.COLUMN else 0.0
+
+
+def layer_times(
+    block: Block, table: ServingTable, work: IterationWork, machine: ServingMachine
+) -> LayerTimes:
+    """Return seconds of one layer of kind `block`, one row per (configuration, work) pair.
+
+    Residual adds run inside the norm that follows; a layer's routed and shared experts share one reduction.
+    """
+    draft = table.draft_tokens.astype(float)
+    tokens = work.prefill_tokens + work.decode_seqs * (1.0 + draft)
+    zero = np.zeros(len(table))
+    out = LayerTimes(*(zero.copy() for _ in range(6)))
+    vector_bytes, launches, routed = zero.copy(), 0.0, None
+    for op, is_attention in tagged_operators(block):
+        if isinstance(op, Matmul):
+            rows = np.maximum(tokens * op.tokens_frac, 1.0)
+            n = np.full(len(table), float(op.out_features)) / (table.tp if op.split is Split.COLUMN else 1)
+            k = np.full(len(table), float(op.in_features)) / (table.tp if op.split is Split.ROW else 1)
+            codes = table.attention if is_attention else table.weights
+            if op.out_features > 1:
+                out.gemm_s += quant_matmul_s(machine, rows, np.ceil(n), np.ceil(k), codes)
+            if op.split is Split.ROW and (is_attention or not _has_experts(block)):
+                out.comm_s += reduce_s(2.0 * tokens * op.out_features, table.tp, machine.levels)
+        elif isinstance(op, Attention):
+            prefill, decode = _attention_s(op, table, work, machine, draft)
+            out.prefill_attention_s += prefill
+            out.decode_attention_s += decode
+        elif isinstance(op, Experts):
+            routed = op
+            out.experts_s += _experts_s(op, tokens, table, machine)
+        elif isinstance(op, StateSpace):
+            out.decode_attention_s += _state_space_s(
+                op, tokens, work.decode_seqs + work.prefill_seqs, table, machine
+            )
+        elif isinstance(op, Norm | Elementwise | Generic):
+            moved, kernels = _vector_bytes(op, table.tp)
+            vector_bytes += tokens * moved
+            launches += kernels
+    out.vector_s += launches * _FUSED_LATENCY_S + vector_bytes / (
+        _VECTOR_BANDWIDTH_FRAC * machine.device.memory_bytes_per_s
+    )
+    if routed is not None:
+        spread = table.dp > 1
+        shared = reduce_s(2.0 * tokens * routed.hidden, table.tp, machine.levels)
+        apart = _all_to_all_s(tokens / table.tp, routed, table.tp * table.dp, machine.levels)
+        out.comm_s += np.where(spread, apart, shared)
+    return out
+
+
+def _has_experts(block: Block) -> bool:
+    return any(isinstance(op, Experts) for op in block.operators)
+
+
+def head_s(vocab: int, hidden: int, rows: Floats, table: ServingTable, machine: ServingMachine) -> Floats:
+    """Return seconds of the projection to the vocabulary, the gather of logits and one pass of sampling."""
+    m = np.maximum(rows, 1.0)
+    width = np.ceil(vocab / table.tp)
+    codes = np.zeros(len(table), dtype=np.int64)
+    product = quant_matmul_s(machine, m, width, np.full(len(table), float(hidden)), codes)
+    gather = collective_s(
+        Collective.ALL_GATHER, 2.0 * m * vocab, np.ones_like(table.tp), table.tp, machine.levels, SERVING
+    )
+    sample = machine.kernels.memory_s(4.0 * m * vocab * _SAMPLING_PASSES)
+    return product + np.where(table.tp > 1, gather, 0.0) + sample
