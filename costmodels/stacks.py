@@ -1,0 +1,105 @@
+"""Software stacks: what a framework and its year add to, or take from, bare kernel times.
+
+The same layer on the same device differs by 20 to 40 % between an unfused attention of 2021 and a current
+one, and by a factor of three where the host cannot launch small kernels fast enough. A stack says which
+implementation runs (assumed from the framework's public source) and carries a few coefficients fitted
+from measured runs; both kinds are kept apart in the coefficient file.
+"""
+
+import json
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from hardware.errors import UnknownNameError
+
+__all__ = ["FITTED", "Stack", "find_stack", "stack_names"]
+
+FITTED = (
+    "gemm",
+    "attention",
+    "vector",
+    "comm",
+    "host_s_per_op",
+    "host_s_per_microbatch",
+    "sync_s_per_collective",
+    "tp_exposed_frac",
+    "pp_exposed_frac",
+    "dp_exposed_frac",
+    "step_s",
+)
+"""Coefficients that are fitted from measured runs; every other field states what the framework does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """One framework at one time, as the step model needs it."""
+
+    name: str
+    summary: str = ""
+    flash: bool = True
+    """Attention keeps no score matrix; recomputing it selectively costs nothing more."""
+    fused_norm: bool = True
+    overlap_gradients: bool = True
+    """Gradient reduction runs under backward, by bucket."""
+    main_grad_bytes: float = 4.0
+    """Bytes per parameter of the gradient that is accumulated."""
+    fused_loss: bool = False
+    """Cross entropy without fp32 copies of the logits."""
+    gemm: float = 1.0
+    """Matmul time over the isolated kernel's."""
+    attention: float = 1.0
+    vector: float = 1.0
+    """Element-wise and norm time over one fused pass at full bandwidth."""
+    comm: float = 1.0
+    """Collective time over the isolated collective's."""
+    host_s_per_op: float = 8e-6
+    """Host time to launch one forward operator; backward takes as long again."""
+    host_s_per_microbatch: float = 5e-4
+    sync_s_per_collective: float = 0.0
+    """Wait for the slowest rank at each tensor-parallel collective."""
+    tp_exposed_frac: float = 1.0
+    """Tensor-parallel communication that tile overlap leaves visible (1 without overlap)."""
+    pp_exposed_frac: float = 0.5
+    dp_exposed_frac: float = 0.1
+    """Gradient reduction that stays visible although it is overlapped."""
+    step_s: float = 2e-3
+    """Fixed time per step: loss scaling, clipping, logging, data."""
+    sigma: float = 0.15
+    """Standard deviation of ln(measured / predicted) on held-out runs, before the learned correction."""
+    evidence: str = field(default="", compare=False)
+
+    def with_fitted(self, values: dict[str, float]) -> "Stack":
+        """Return the stack with some fitted coefficients replaced."""
+        unknown = sorted(set(values) - set(FITTED))
+        if unknown:
+            raise UnknownNameError("stack coefficient", unknown[0], FITTED)
+        return replace(self, **values)  # type: ignore[arg-type]
+
+
+@cache
+def _table() -> dict[str, dict[str, Any]]:
+    path = files("costmodels") / "data" / "coefficients" / "training" / "stacks.json"
+    loaded: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["stacks"]
+    return loaded
+
+
+def stack_names() -> tuple[str, ...]:
+    """Return the names of all training stacks."""
+    return tuple(sorted(_table()))
+
+
+@cache
+def find_stack(name: str) -> Stack:
+    """Return the stack of that name.
+
+    Raises
+    ------
+    UnknownNameError
+        if there is none; suggests near names.
+    """
+    entry = _table().get(name)
+    if entry is None:
+        raise UnknownNameError("software stack", name, stack_names())
+    return Stack(name=name, **entry["does"], **entry["fitted"], evidence=entry["evidence"])

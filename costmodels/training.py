@@ -1,0 +1,84 @@
+"""Time and memory of one training step for every row of a table of strategies."""
+
+from dataclasses import fields
+
+import numpy as np
+import numpy.typing as npt
+
+from costmodels.cost_table import CostTable, MemoryTable
+from costmodels.feasibility import fits_probability
+from costmodels.job import TrainingJob
+from costmodels.kernels import kernel_model
+from costmodels.layer_costs import matmul_dtype
+from costmodels.memory import memory_coefficients, peak_memory, usable_bytes
+from costmodels.model_flops import training_flops
+from costmodels.stacks import Stack, find_stack
+from costmodels.step_inputs import StepInputs, step_inputs
+from costmodels.step_time import StepParts, step_parts
+from costmodels.strategy import ConfigTable
+from hardware.cluster import Cluster
+from hardware.device import Device
+
+__all__ = ["evaluate", "rated_peak_flops_per_s", "training_inputs"]
+
+Floats = npt.NDArray[np.float64]
+
+_BLOCK_ROWS = 16_384
+"""Rows assembled at once, so that the columns in flight stay in the processor's cache."""
+
+
+def rated_peak_flops_per_s(device: Device, precision: str) -> float:
+    """Return the rated peak that a training precision is measured against (fp8 for mxfp8, bf16 or fp16)."""
+    dtype = {"nvfp4": "fp4"}.get(matmul_dtype(precision), matmul_dtype(precision))
+    names = ("bf16", "fp16") if dtype == "bf16" else (dtype, "fp8", "bf16")
+    for name in names:
+        if getattr(device, f"{name}_flops_per_s") is not None:
+            return device.peak_flops_per_s(name)
+    return device.peak_flops_per_s(dtype)
+
+
+def training_inputs(job: TrainingJob, cluster: Cluster, configs: ConfigTable) -> StepInputs:
+    """Return what the time of each row is made of, before a software stack is applied."""
+    return step_inputs(
+        job,
+        configs,
+        kernels=kernel_model(cluster.device),
+        levels=cluster.levels,
+        num_nodes=cluster.num_nodes,
+    )
+
+
+def _assemble(inputs: StepInputs, stack: Stack) -> StepParts:
+    """Return the parts of all rows, block by block."""
+    if len(inputs) <= _BLOCK_ROWS:
+        return step_parts(inputs, stack)
+    starts = range(0, len(inputs), _BLOCK_ROWS)
+    blocks = [step_parts(inputs.take(slice(s, s + _BLOCK_ROWS)), stack) for s in starts]
+    columns = {f.name: np.concatenate([getattr(b, f.name) for b in blocks]) for f in fields(StepParts)}
+    return StepParts(**columns)
+
+
+def evaluate(job: TrainingJob, cluster: Cluster, configs: ConfigTable, *, stack: Stack | None = None) -> CostTable:
+    """Return time and memory of every row of `configs`; row i of the answer is row i of the question.
+
+    Parameters
+    ----------
+    stack : coefficients to use in place of the shipped ones of ``job.stack``.
+    """
+    chosen = stack if stack is not None else find_stack(job.stack)
+    parts = _assemble(training_inputs(job, cluster, configs), chosen)
+    memory: MemoryTable = peak_memory(job, configs, chosen)
+    usable = usable_bytes(cluster.device)
+    rows = len(configs)
+    return CostTable(
+        **{f.name: getattr(parts, f.name) for f in fields(StepParts)},
+        correction_s=np.zeros(rows),
+        sigma=np.full(rows, chosen.sigma),
+        memory=memory,
+        fits_probability=fits_probability(memory.peak_bytes, usable, memory_coefficients().sigma),
+        model_flops=training_flops(job.model, job.seq_len) * job.global_batch,
+        num_tokens=job.num_tokens,
+        num_devices=cluster.num_devices,
+        peak_flops_per_s=rated_peak_flops_per_s(cluster.device, job.precision),
+        device_memory_bytes=usable,
+    )
