@@ -1,14 +1,52 @@
-"""A device as its data sheet rates it; fitted efficiencies live with the cost models, never here."""
+"""A device as its data sheet rates it; fitted efficiencies live with the cost models, never here.
+
+Its file is ``data/devices/<name>.yaml``: the fields below, quantities as text with units, and beside them a
+``sources:`` map that says for every number where it comes from (see `Source`).
+"""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from hardware.errors import OutOfDomainError
-from hardware.units import Bytes, BytesPerSecond, FlopsPerSecond, Watts
+from hardware.units import Bytes, BytesPerSecond, FlopsPerSecond, UsdPerHour, Watts
 
-__all__ = ["Device"]
+__all__ = ["Confidence", "Device", "Price", "Source"]
+
+Confidence = Literal["read", "recalled", "derived"]
+"""read: seen in the source named; recalled: from memory of it, not re-read; derived: computed from others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where one number of a data file comes from."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    kind: Literal["datasheet", "measured", "assumed"]
+    ref: str
+    date: str
+    """When the source was published or read: a year, or year and month."""
+    confidence: Confidence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """What one device costs per hour at one provider, on a date; it carries its own source."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    provider: str
+    product: str
+    """Instance type or offer that the price was divided from."""
+    usd_per_hour: UsdPerHour
+    """Per device, on demand unless `spot`."""
+    date: str
+    ref: str
+    confidence: Confidence
+    region: str | None = None
+    spot: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +60,7 @@ class Device:
     vendor: str
     """nvidia, amd, huawei, google, intel, ..."""
     memory_bytes: Bytes
+    """Total that the driver reports, where known; the label on the box otherwise."""
     memory_bytes_per_s: BytesPerSecond
     fp32_flops_per_s: FlopsPerSecond | None = None
     tf32_flops_per_s: FlopsPerSecond | None = None
@@ -37,10 +76,11 @@ class Device:
     scale_up_bytes_per_s: BytesPerSecond | None = None
     """Total one-way bandwidth of the scale-up links (NVLink, xGMI, HCCS, ICI)."""
     pcie_bytes_per_s: BytesPerSecond | None = None
-    num_sms: int | None = None
+    num_sms: Annotated[int, Field(gt=0)] | None = None
     """Streaming multiprocessors or their equivalent (compute units, cube cores)."""
     l2_bytes: Bytes | None = None
     aliases: tuple[str, ...] = ()
+    prices: tuple[Price, ...] = ()
 
     def __post_init__(self) -> None:
         if self.min_power_cap_w and self.tdp_w and self.min_power_cap_w > self.tdp_w:
