@@ -1,0 +1,205 @@
+"""Fit the shipped kernel coefficients from measured tables.
+
+Run ``OMP_NUM_THREADS=1 python -m benchmarks.fit_kernels [--samples ../shared/data/kernels] [DEVICE ...]`` from the
+root of the checkout. Writes ``costmodels/data/coefficients/kernels/<device>.json`` and prints the held-out errors.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from costmodels.kernels_data import MEASURED, SCHEMA_VERSION, rated_device, rated_numbers
+from costmodels.kernels_fit import Fitted, fit_physics, fit_surface
+from costmodels.kernels_machine import find_format, machine_of
+from costmodels.kernels_samples import KernelSamples, file_sha256, read_kernel_samples
+from hardware.catalog import find_device
+from hardware.device import Device
+
+SAMPLES = Path("../shared/data/kernels")
+OUTPUT = Path("costmodels/data/coefficients/kernels")
+MEASURED_ON = "2026-08-21"
+"""Date of the published tables (their repository's commit)."""
+PREFIXES = {
+    "a100-80gb": "a100_sxm", "h100": "h100_sxm", "h200": "h200_sxm", "l40s": "l40s", "b200": "b200_sxm", "gb200": "gb200",
+}  # fmt: skip
+TABLES = (
+    "gemm_bf16", "gemm_fp8", "gemm_fp8block", "gemm_nvfp4", "gemm_int8_w8a8", "context_attention",
+    "generation_attention", "context_mla", "generation_mla", "moe",
+)  # fmt: skip
+GROUPS = {
+    "matmul": ("n", "k"),
+    "context": ("heads", "kv_heads"),
+    "decode": ("heads", "kv_heads"),
+    "context_mla": ("batch", "q_len"),
+    "decode_mla": ("batch", "kv_len"),
+    "experts": ("hidden", "ffn_hidden", "top_k", "num_experts"),
+}
+"""Columns whose combinations are held out whole."""
+
+
+def tables(samples: Path, device: str) -> Iterator[tuple[Path, KernelSamples]]:
+    """Yield the tables of `device` that exist."""
+    for table in TABLES:
+        path = samples / f"{PREFIXES[device]}_{table}.csv.gz"
+        if path.exists():
+            yield path, read_kernel_samples(path)
+
+
+def select(
+    samples: KernelSamples, dtype: str
+) -> tuple[dict[str, npt.NDArray[np.float64]], npt.NDArray[np.float64]]:
+    """Return shape columns and seconds of one number format."""
+    rows = samples.dtype == dtype
+    return {name: column[rows] for name, column in samples.shape.items()}, samples.seconds[rows]
+
+
+def group_names(family: str, shape: dict[str, npt.NDArray[np.float64]]) -> npt.NDArray[np.str_]:
+    """Return the held-out group of every row."""
+    columns = [shape[c] for c in GROUPS[family]]
+    return np.array(["x".join(f"{v:g}" for v in row) for row in zip(*columns, strict=True)])
+
+
+def provenance(
+    path: Path, shape: dict[str, npt.NDArray[np.float64]], fitted: Fitted, dtype: str
+) -> dict[str, Any]:
+    """Return where the samples came from, what they span and how well unseen groups were predicted."""
+    family = fitted.surface.family
+    return {
+        "samples": f"{path.name}, aiconfigurator@095f58a51 (Apache-2.0, NVIDIA)",
+        "sha256": file_sha256(path),
+        "date": MEASURED_ON,
+        "dtype": dtype,
+        "num_samples": len(next(iter(shape.values()))),
+        "range": {c: [float(shape[c].min()), float(shape[c].max())] for c in family.columns},
+        "held_out_by": list(GROUPS[family.name]),
+        "held_out": fitted.held_out,
+        "physics_in_sample": fitted.physics_held_out,
+    }
+
+
+def fit_device(samples: Path, name: str) -> dict[str, Any]:
+    """Return the coefficient file of one device."""
+    device = rated_device(name, rated_numbers(find_device(name)))
+    surfaces: dict[str, Any] = {}
+    for path, table in tables(samples, name):
+        for dtype in np.unique(table.dtype):
+            shape, seconds = select(table, str(dtype))
+            fmt = find_format(str(dtype))
+            family = table.family
+            fitted = fit_surface(
+                family, shape, seconds, machine_of(device, fmt), fmt, groups=group_names(family.name, shape)
+            )
+            key = f"{family.name}/{fmt.name}"
+            surfaces[key] = fitted.surface.to_json() | {
+                "provenance": provenance(path, shape, fitted, fmt.name)
+            }
+            held = fitted.held_out
+            print(
+                f"{name:10s} {key:18s} {len(seconds):6d} rows  held out: MAPE {100 * held['mape_frac']:5.2f} %  "
+                f"median {100 * held['median_ape_frac']:5.2f} %  physics alone {100 * fitted.physics_held_out['mape_frac']:5.2f} %",
+                flush=True,
+            )
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "device": name,
+        "rated": rated_numbers(device),
+        "surfaces": surfaces,
+    }
+
+
+def write(name: str, data: dict[str, Any]) -> None:
+    """Write one coefficient file, whole or not at all."""
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    temporary = OUTPUT / f"{name}.json.tmp"
+    temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(OUTPUT / f"{name}.json")
+
+
+def pooled(samples: Path) -> dict[str, Any]:
+    """Return the generic file: coefficients as geometric means over devices, judged on held-out devices."""
+    fits: dict[str, dict[str, dict[str, float]]] = {}
+    rows: dict[
+        str, list[tuple[Device, dict[str, npt.NDArray[np.float64]], npt.NDArray[np.float64], str]]
+    ] = {}
+    for name in MEASURED:
+        data = json.loads((OUTPUT / f"{name}.json").read_text(encoding="utf-8"))
+        for key, entry in data["surfaces"].items():
+            fits.setdefault(key, {})[name] = entry["coefficients"]
+        device = rated_device(name, data["rated"])
+        for path, table in tables(samples, name):
+            for dtype in np.unique(table.dtype):
+                shape, seconds = select(table, str(dtype))
+                rows.setdefault(f"{table.family.name}/{dtype}", []).append(
+                    (device, shape, seconds, path.name)
+                )
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "device": "generic",
+        "rated": None,
+        "surfaces": {key: _pool(key, fits[key], rows[key]) for key in sorted(fits)},
+    }
+
+
+def _pool(
+    key: str,
+    fits: dict[str, dict[str, float]],
+    rows: list[tuple[Device, dict[str, npt.NDArray[np.float64]], npt.NDArray[np.float64], str]],
+) -> dict[str, Any]:
+    from costmodels.kernels_samples import FAMILIES
+    from costmodels.kernels_surface import box_columns
+
+    family, fmt = FAMILIES[key.split("/")[0]], find_format(key.split("/")[1])
+    logs = []
+    for device, shape, seconds, _ in rows:
+        others = [c for n, c in fits.items() if n != device.name] or list(fits.values())
+        mean = _mean(others)
+        logs.append(np.log(seconds / family.physics(shape, machine_of(device, fmt), fmt, mean)))
+    sigma = float(np.median([np.quantile(np.abs(x), 0.9) for x in logs]) / 1.645) if len(fits) > 1 else 0.5
+    error = {
+        d.name: round(float(np.median(np.abs(np.expm1(-x)))), 4)
+        for (d, *_), x in zip(rows, logs, strict=True)
+    }
+    columns = np.concatenate([box_columns(family, shape) for _, shape, _, _ in rows])
+    print(f"generic    {key:18s} held-out devices, median error: {error}, log sigma {sigma:.2f}", flush=True)
+    return {
+        "coefficients": {k: float(f"{v:.5g}") for k, v in _mean(list(fits.values())).items()},
+        "physics_log_sigma": round(sigma, 4),
+        "box_low": [round(float(v), 4) for v in columns.min(axis=0)],
+        "box_high": [round(float(v), 4) for v in columns.max(axis=0)],
+        "sigma_log_s": [0.0],
+        "sigma": [round(sigma, 4)],
+        "trees": None,
+        "provenance": {
+            "samples": sorted(p for _, _, _, p in rows),
+            "pooled": "geometric mean of the devices' coefficients",
+            "held_out_by": ["device"],
+            "held_out_median_ape_frac": error,
+        },
+    }
+
+
+def _mean(fits: list[dict[str, float]]) -> dict[str, float]:
+    return {k: float(np.exp(np.mean([np.log(f[k]) for f in fits]))) for k in fits[0]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--samples", type=Path, default=SAMPLES)
+    parser.add_argument(
+        "devices", nargs="*", help="devices to fit; all, and the generic surface, when none is named"
+    )
+    options = parser.parse_args()
+    if not options.samples.is_dir():
+        raise SystemExit(f"no kernel tables at {options.samples}; pass --samples")
+    for name in options.devices or MEASURED:
+        write(name, fit_device(options.samples, name))
+    write("generic", pooled(options.samples))
+
+
+if __name__ == "__main__":
+    main()
