@@ -14,7 +14,9 @@ the softmax is not saved (Korthikanti et al., Reducing Activation Recomputation 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict
 
 from costmodels.graph import Attention, Elementwise, Experts, Matmul, Norm, Operator, Split
 
@@ -36,6 +38,7 @@ __all__ = [
 class LatentAttention:
     """Ranks and head dimensions of latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1)."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     kv_lora_rank: int
     qk_nope_head_dim: int
     qk_rope_head_dim: int
@@ -48,6 +51,7 @@ class LatentAttention:
 class SparseIndexer:
     """A small scorer that picks which keys a query attends to (DeepSeek-V3.2, arXiv:2512.02556)."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     num_heads: int
     head_dim: int
     num_keys: int

@@ -5,7 +5,9 @@ operators are those of `costmodels.graph_import.parts`.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict
 
 from costmodels.graph import Block, Elementwise, Embedding, Matmul, ModelGraph, Norm, Operator, Split
 from costmodels.graph_import.parts import (
@@ -27,6 +29,7 @@ __all__ = ["TransformerSpec", "transformer_from_spec", "transformer_graph"]
 class TransformerSpec:
     """The dimensions and habits of one stack of layers."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     name: str
     hidden: int
     ffn_hidden: int
