@@ -19,7 +19,6 @@ from typing import Any
 
 from costmodels.graph import ModelGraph
 from costmodels.graph_import.hf_config import model_from_hf_config
-from costmodels.graph_import.operator_graph import model_from_operators
 from costmodels.graph_import.transformer import TransformerSpec, transformer_from_spec
 from hardware.errors import SpecError, UnknownNameError
 from hardware.schema import read_yaml_text, validate
@@ -127,6 +126,9 @@ def _model(data: dict[str, Any], name: str, where: str) -> ModelGraph:
     if kinds[0] == "operators":
         if problems:
             raise SpecError(where, problems)
+        # networkx takes 0.1 s to import, and only networks of operators need it.
+        from costmodels.graph_import.operator_graph import model_from_operators
+
         return model_from_operators(data, name, where=where)
     accepted = (kinds[0], *_NOTES)
     problems += [

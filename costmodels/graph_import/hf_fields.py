@@ -6,7 +6,11 @@ __all__ = ["Fields"]
 
 
 class Fields:
-    """The keys of one (nested) config; a wrong or missing one is noted and stands in as 1 until the end."""
+    """The keys of one (nested) config.
+
+    A wrong or missing value is noted, and 1 stands in for it until the end; what must hold between several
+    keys is judged only while no problem is known, so a stand-in never causes one.
+    """
 
     def __init__(self, values: Mapping[str, object], *, prefix: str = "") -> None:
         self.values = values
@@ -109,16 +113,18 @@ class Fields:
         stated = self.optional("head_dim")
         if stated is not None:
             return stated
-        if hidden % heads:
+        if hidden % heads == 0:
+            return hidden // heads
+        if not self.problems:
             self.note(heads_key, f"{heads} does not divide {hidden_key} ({hidden}), and there is no head_dim")
-            return 1
-        return hidden // heads
+        return 1
 
     def kv_heads(self, heads: int, *, keys: Sequence[str], heads_key: str, default: int) -> int:
         """Return the number of key and value heads, which must divide that of the query heads."""
         key, _ = self.get(*keys)
         kv_heads = self.count(*keys, default=default)
-        if heads % kv_heads:
+        if heads % kv_heads == 0:
+            return kv_heads
+        if not self.problems:
             self.note(key, f"{kv_heads} does not divide {heads_key} ({heads})")
-            return 1
-        return kv_heads
+        return 1
