@@ -1,4 +1,4 @@
-r"""Seconds to send tokens to their experts' ranks and back (dispatch and combine of mixture-of-experts layers).
+r"""Seconds to send tokens to their experts and back: dispatch and combine of mixture-of-experts layers.
 
 A token goes to :math:`k` experts, but a kernel that packs copies sends it once per distinct rank, or once per
 distinct node and on from there. With uniform routing over :math:`G` places the expected number of distinct
