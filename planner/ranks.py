@@ -10,12 +10,18 @@ __all__ = ["default_placement", "host_names", "rank_coordinates"]
 
 
 def host_names(cluster: Cluster) -> list[tuple[str, int]]:
-    """Return (host, index of the device inside it) of every device, in the cluster's order."""
+    """Return (host, index of the device inside it) of every device, in the cluster's order.
+
+    A host is one operating system; a node (a rack of trays, say) may hold several.
+    """
     places = []
-    for group in cluster.groups:
+    for index, group in enumerate(cluster.groups):
+        label = group.node.name if cluster.is_homogeneous else f"{group.name or index}-{group.node.name}"
+        size = group.node.devices_per_host or group.node.num_devices
         for node in range(group.count):
-            host = f"{group.node.name}-{node}"
-            places += [(host, device) for device in range(group.node.num_devices)]
+            hosts = range(-(-group.node.num_devices // size))
+            names = [f"{label}-{node * len(hosts) + host}" for host in hosts]
+            places += [(names[i // size], i % size) for i in range(group.node.num_devices)]
     return places
 
 

@@ -1,4 +1,4 @@
-"""What would make a job fit: the nearest strategy, the bytes that it misses, and the cluster that would do."""
+"""What would make a job fit: the nearest strategy, the bytes it misses, and the cluster that would do."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace

@@ -115,7 +115,7 @@ def resolve(request: TrainRequest) -> tuple[TrainingJob, Cluster]:
 
     problems: list[PlannerError] = []
     model = _tried(problems, lambda: find_model(request.model))
-    cluster = _tried(problems, lambda: find_cluster(request.cluster, num_nodes=request.nodes))
+    cluster = _tried(problems, lambda: find_cluster(request.cluster, request.nodes, catalogs=request.catalog))
     _tried(problems, lambda: find_stack(request.stack))
     _tried(problems, lambda: allowed_values(request))
     if len(problems) == 1:

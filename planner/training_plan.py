@@ -19,7 +19,7 @@ from planner.request import TrainRequest, allowed_values, resolve
 from planner.search import search_space
 from planner.space import training_space
 
-__all__ = ["plan_training", "training_plan_of"]
+__all__ = ["plan_training", "provenance_of", "training_plan_of"]
 
 
 def plan_training(request: TrainRequest) -> PlanFile[TrainingPlan]:
@@ -68,7 +68,7 @@ def plan_training(request: TrainRequest) -> PlanFile[TrainingPlan]:
             excluded=space.excluded(),
         ),
         diagnostics=training_diagnostics(job, cluster, plans[0].strategy),
-        provenance=_provenance(job, cluster),
+        provenance=provenance_of(job, cluster),
         pareto=_front(job, cluster, found.front),
     )
 
@@ -109,7 +109,8 @@ def _front(job: TrainingJob, cluster: Cluster, configs: ConfigTable) -> tuple[Fr
     )
 
 
-def _provenance(job: TrainingJob, cluster: Cluster) -> Provenance:
+def provenance_of(job: TrainingJob, cluster: Cluster) -> Provenance:
+    """Return the tool's version and the hashes of what it was given."""
     inputs = {"model": repr(job.model), "cluster": repr((cluster.name, cluster.groups, cluster.levels))}
     return Provenance(
         tool_version=version("meshwright"),

@@ -1,0 +1,76 @@
+"""`meshwright plan train`: the fastest training configuration that fits."""
+
+from typing import Annotated, Any
+
+import typer
+
+from planner.cli.errors import readable_errors
+from planner.cli.options import (
+    CatalogOption,
+    ClusterOption,
+    GlobalBatchOption,
+    JsonOption,
+    ModelOption,
+    NodesOption,
+    OptimizerOption,
+    OutputOption,
+    PrecisionOption,
+    RequestOption,
+    SeqLenOption,
+    StackOption,
+)
+
+__all__ = ["plan_train"]
+
+
+def plan_train(
+    model: ModelOption = None,
+    cluster: ClusterOption = None,
+    nodes: NodesOption = None,
+    seq_len: SeqLenOption = None,
+    global_batch: GlobalBatchOption = None,
+    precision: PrecisionOption = None,
+    stack: StackOption = None,
+    optimizer: OptimizerOption = None,
+    top: Annotated[
+        int | None, typer.Option("--top", help="How many plans, best first; 5 by default.")
+    ] = None,
+    min_fits_probability: Annotated[
+        float | None,
+        typer.Option("--min-fits-probability", help="A plan fits from this probability on; 0.99 by default."),
+    ] = None,
+    request: RequestOption = None,
+    catalog: CatalogOption = None,
+    output: OutputOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Find the fastest training configuration that fits in memory."""
+    flags: dict[str, Any] = {
+        "model": model,
+        "cluster": cluster,
+        "nodes": nodes,
+        "seq_len": seq_len,
+        "global_batch": global_batch,
+        "precision": precision,
+        "stack": stack,
+        "optimizer": optimizer,
+        "top": top,
+        "min_fits_probability": min_fits_probability,
+        "catalog": tuple(catalog or ()),
+    }
+    with readable_errors():
+        from planner.plan_io import plan_text, write_plan
+        from planner.request import read_train_request
+        from planner.training_plan import plan_training
+
+        plan = plan_training(read_train_request(request, flags))
+        if output is not None:
+            write_plan(plan, output)
+        if json:
+            typer.echo(plan_text(plan), nl=False)
+            return
+        from planner.cli.render import print_training_plans
+
+        print_training_plans(plan)
+        if output is not None:
+            typer.echo(f"written: {output}", err=True)

@@ -1,0 +1,113 @@
+"""What differs between two training plans, and what each difference costs."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from costmodels.strategy import Recompute, Strategy
+from hardware.errors import InputError
+from planner.plan import TrainingPlan
+from planner.plan_io import read_plan
+
+__all__ = ["Change", "Comparison", "compare_plans", "read_one_plan", "value_words"]
+
+_NUMBERED = re.compile(r"(.+)#(\d+)$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One figure in both plans, second minus first."""
+
+    name: str
+    first: float
+    second: float
+
+    @property
+    def difference(self) -> float:
+        """What the second plan adds."""
+        return self.second - self.first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Two plans side by side; changes are largest first."""
+
+    decisions: Mapping[str, tuple[str, str]]
+    """Columns of the strategy that differ, as words."""
+    step_s: Change
+    time_parts_s: tuple[Change, ...]
+    peak_memory_bytes: Change
+    memory_parts_bytes: tuple[Change, ...]
+    fits_probability: Change
+    tokens_per_s_per_device: Change
+
+    @property
+    def intervals_overlap(self) -> bool:
+        """Whether the prediction cannot tell the two apart: the step differs by less than its spread."""
+        return abs(self.step_s.difference) < self.spread_s
+
+    spread_s: float
+    """Half width of the wider 90 % interval."""
+
+
+def value_words(name: str, value: object) -> str:
+    """Return one decision as words: recompute by name, switches as on and off."""
+    if isinstance(value, Recompute):
+        return value.name.lower()
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if name == "shard_group" and value == 0:
+        return "all replicas"
+    return str(value)
+
+
+def _decisions(first: Strategy, second: Strategy) -> dict[str, tuple[str, str]]:
+    pairs = {f.name: (getattr(first, f.name), getattr(second, f.name)) for f in fields(Strategy)}
+    return {n: (value_words(n, a), value_words(n, b)) for n, (a, b) in pairs.items() if a != b}
+
+
+def _changes(first: Mapping[str, float], second: Mapping[str, float]) -> tuple[Change, ...]:
+    names = list(dict.fromkeys([*first, *second]))
+    found = [Change(name=n, first=first.get(n, 0.0), second=second.get(n, 0.0)) for n in names]
+    return tuple(sorted(found, key=lambda c: (-abs(c.difference), c.name)))
+
+
+def compare_plans(first: TrainingPlan, second: TrainingPlan) -> Comparison:
+    """Return how `second` differs from `first`."""
+    a, b = first.predicted, second.predicted
+
+    def change(name: str) -> Change:
+        return Change(name=name, first=getattr(a, name), second=getattr(b, name))
+
+    return Comparison(
+        decisions=_decisions(first.strategy, second.strategy),
+        step_s=change("step_s"),
+        time_parts_s=_changes(a.time_parts_s, b.time_parts_s),
+        peak_memory_bytes=change("peak_memory_bytes"),
+        memory_parts_bytes=_changes(a.memory_parts_bytes, b.memory_parts_bytes),
+        fits_probability=change("fits_probability"),
+        tokens_per_s_per_device=change("tokens_per_s_per_device"),
+        spread_s=max((p.step_high_s - p.step_low_s) / 2 for p in (a, b)),
+    )
+
+
+def read_one_plan(where: str) -> TrainingPlan:
+    """Return the plan that `where` names: a file's best plan, or its N-th as ``plan.json#N``.
+
+    Raises
+    ------
+    InputError
+        if the file has no such plan or holds another kind.
+    """
+    match = _NUMBERED.match(where)
+    path, number = (match.group(1), int(match.group(2))) if match and not Path(where).exists() else (where, 1)
+    file = read_plan(path)
+    if file.kind != "train":
+        message = f"{path}: kind: {file.kind!r}; only training plans (kind 'train') can be compared"
+        raise InputError(message)
+    if not 1 <= number <= len(file.plans):
+        message = f"{path}: there is no plan #{number}; it holds #1 to #{len(file.plans)}"
+        raise InputError(message)
+    plan: TrainingPlan = file.plans[number - 1]
+    return plan

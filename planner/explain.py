@@ -1,0 +1,129 @@
+"""Why a training plan is as it is: where time and memory go, why others lost, what each decision is worth."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from costmodels.stacks import find_stack
+from costmodels.strategy import ConfigTable, Recompute, Strategy
+from costmodels.training import evaluate
+from hardware.errors import InputError
+from planner.compare import Comparison, compare_plans, value_words
+from planner.plan import PlanFile, TrainingPlan
+from planner.request import TrainRequest, allowed_values, resolve
+from planner.space import training_space
+
+__all__ = ["Explanation", "Margin", "decision_margins", "explain_training", "request_of"]
+
+_DECISIONS = ("tp", "cp", "pp", "ep", "etp", "vpp", "micro_batch", "sequence_parallel", "recompute", "zero")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Margin:
+    """The best that another value of one decision could do, all other decisions free."""
+
+    decision: str
+    chosen: str
+    other: str
+    step_s: float | None
+    """Best step with the other value; null where nothing with it fits."""
+    slower_frac: float | None
+    """Against the best step of the whole space."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """Why the first plan of a file is the best one."""
+
+    plan: TrainingPlan
+    time_shares_frac: Mapping[str, float]
+    memory_shares_frac: Mapping[str, float]
+    runner_up: Comparison | None
+    margins: tuple[Margin, ...]
+    assumptions: tuple[str, ...]
+
+
+def request_of(file: PlanFile[TrainingPlan]) -> TrainRequest:
+    """Return the request that a plan file answers.
+
+    Raises
+    ------
+    InputError
+        if the file is no training plan.
+    """
+    from hardware.schema import validate
+
+    if file.kind != "train":
+        message = f"kind: {file.kind!r}; only training plans (kind 'train') can be explained"
+        raise InputError(message)
+    return validate(TrainRequest, dict(file.request), "request of the plan")
+
+
+def explain_training(file: PlanFile[TrainingPlan]) -> Explanation:
+    """Return why the best plan of `file` won; the space is searched again for the margins."""
+    best = file.plans[0]
+    return Explanation(
+        plan=best,
+        time_shares_frac=_shares(best.predicted.time_parts_s),
+        memory_shares_frac=_shares(best.predicted.memory_parts_bytes),
+        runner_up=compare_plans(best, file.plans[1]) if len(file.plans) > 1 else None,
+        margins=decision_margins(request_of(file), best.strategy),
+        assumptions=tuple(file.diagnostics),
+    )
+
+
+def _shares(parts: Mapping[str, float]) -> dict[str, float]:
+    total = sum(parts.values())
+    return {name: value / total for name, value in sorted(parts.items(), key=lambda p: (-p[1], p[0]))}
+
+
+def decision_margins(request: TrainRequest, best: Strategy) -> tuple[Margin, ...]:
+    """Return, for every other value of every decision, the best step of all strategies that have it."""
+    job, cluster = resolve(request)
+    space = training_space(
+        job,
+        world=cluster.num_devices,
+        levels=cluster.levels,
+        flash_attention=find_stack(job.stack).flash,
+        allow=allowed_values(request),
+    )
+    least: dict[tuple[str, int], float] = {}
+    for configs in space.chunks():
+        costs = evaluate(job, cluster, configs)
+        step_s = np.where(costs.fits_probability >= request.min_fits_probability, costs.step_s, np.inf)
+        for name in _DECISIONS:
+            _lower(least, name, configs, step_s)
+    columns = {f.name: getattr(best, f.name) for f in fields(Strategy)}
+    fastest = min(least.values(), default=np.inf)
+    return tuple(
+        Margin(
+            decision=name,
+            chosen=value_words(name, columns[name]),
+            other=value_words(name, _typed(name, value, columns[name])),
+            step_s=step_s if np.isfinite(step_s) else None,
+            slower_frac=step_s / fastest - 1 if np.isfinite(step_s) else None,
+        )
+        for (name, value), step_s in sorted(least.items(), key=lambda m: (_DECISIONS.index(m[0][0]), m[0][1]))
+        if value != int(columns[name])
+    )
+
+
+def _typed(name: str, value: int, like: object) -> object:
+    if name == "recompute":
+        return Recompute(value)
+    return bool(value) if isinstance(like, bool) else value
+
+
+def _lower(
+    least: dict[tuple[str, int], float],
+    name: str,
+    configs: ConfigTable,
+    step_s: np.ndarray[tuple[int], np.dtype[np.float64]],
+) -> None:
+    values, inverse = np.unique(getattr(configs, name), return_inverse=True)
+    lowest = np.full(len(values), np.inf)
+    np.minimum.at(lowest, inverse, step_s)
+    for value, time_s in zip(values.tolist(), lowest.tolist(), strict=True):
+        key = (name, int(value))
+        least[key] = min(least.get(key, np.inf), time_s)
