@@ -6,6 +6,7 @@ from array import array
 from typing import TYPE_CHECKING
 
 from planner.simulate.rank import Rank
+from planner.simulate.timing import Load
 
 if TYPE_CHECKING:
     from planner.simulate.requests import RequestTable
@@ -93,11 +94,16 @@ class Engine:
             return False
         load = rank.load
         timer = self._timer
-        first_s = timer.step_s(load) if load.prefill_tokens else timer.decode_s(load.num_seqs, load.kv_tokens)
+        first_s = (
+            timer.step_s(load)
+            if load.prefill_tokens
+            else timer.decode_s(load.num_seqs, load.kv_tokens, load.longest_kv)
+        )
         growth_s = 0.0
         if ticks > 1:
             last_kv = load.kv_tokens + (ticks - 1) * load.num_seqs
-            growth_s = (timer.decode_s(load.num_seqs, last_kv) - first_s) / (ticks - 1)
+            last_s = timer.decode_s(load.num_seqs, last_kv, load.longest_kv + ticks - 1)
+            growth_s = (last_s - first_s) / (ticks - 1)
         if rank.swap_tokens:
             first_s += rank.swap_tokens * self._swap_s_per_token
             ticks = min(ticks, 1)
@@ -174,12 +180,15 @@ class Engine:
         mixed = any(load.prefill_tokens for load in loads)
         run = 1 if mixed else min(t for t in ticks if t > 0)
         if run > 1:
-            kept = [load.kv_tokens for load in loads]
-            for load in loads:
-                load.kv_tokens += (run - 1) * load.num_seqs
-            growth_s = (timer.lockstep_s(loads) - first_s) / (run - 1)
-            for load, kv_tokens in zip(loads, kept, strict=True):
-                load.kv_tokens = kv_tokens
+            later = [
+                Load(
+                    num_seqs=load.num_seqs,
+                    kv_tokens=load.kv_tokens + (run - 1) * load.num_seqs,
+                    longest_kv=load.longest_kv + run - 1,
+                )
+                for load in loads
+            ]
+            growth_s = (timer.lockstep_s(later) - first_s) / (run - 1)
         swap_tokens = max(rank.swap_tokens for rank in self.ranks)
         if swap_tokens:
             first_s += swap_tokens * self._swap_s_per_token

@@ -51,8 +51,10 @@ class Rank:
         "_ends",
         "_entered",
         "_growth",
+        "_longest_from",
         "_held",
         "_now_s",
+        "_reserved_blocks",
         "_settings",
         "_speculates",
         "_table",
@@ -88,9 +90,11 @@ class Rank:
         self._entered: dict[int, tuple[int, int, float]] = {}
         self._held: dict[int, int] = {}
         self._growth: float = 0
+        self._longest_from: int | None = 0
         self._speculates = settings.speculation is not None
         self._chunks: list[tuple[int, int]] = []
         self._now_s = 0.0
+        self._reserved_blocks = 0
         self.role = role
         self.waiting: deque[int] = deque()
         self.pending: deque[int] = deque()
@@ -134,6 +138,7 @@ class Rank:
         self._chunks.clear()
         self._now_s = now_s
         self.swap_tokens = 0
+        self._reserved_blocks = 0
         settings = self._settings
         if self.ready:
             self._start_ready(now_s)
@@ -153,6 +158,7 @@ class Rank:
                     self._admit(budget, now_s)
         load.num_seqs = num_seqs = len(self.decodes)
         load.kv_tokens = self.kv_tokens + num_seqs
+        load.longest_kv = self._longest() + 1 if num_seqs else 0.0
         if self._chunks:
             return 1 if num_seqs else 0
         if not num_seqs:
@@ -267,14 +273,21 @@ class Rank:
     def _grow_decodes(self) -> int:
         """Take the blocks that the next tick needs, preempting the youngest; -1 if any was preempted."""
         preempted = 0
-        while self.decodes and self._needed(1) > self.free_blocks:
+        while self.decodes and (needed := self._needed(1)) > self.free_blocks:
             self._preempt()
             preempted = -1
+        self._reserved_blocks = needed if self.decodes else 0
         limit = self._settings.max_decode_context_tokens
         while limit and len(self.decodes) > 1 and self.kv_tokens > limit:
             self._preempt()
             preempted = -1
         return preempted
+
+    def _longest(self) -> float:
+        """Return the cached tokens of the longest decoding sequence."""
+        if self._longest_from is None:
+            self._longest_from = max(tokens - entered for entered, tokens, _ in self._entered.values())
+        return self.tick + self._longest_from
 
     def _needed(self, ticks: int) -> int:
         """Return the blocks that all decodes together take in the next `ticks` ticks."""
@@ -405,7 +418,8 @@ class Rank:
             tokens += self._table.left_tokens[request] - 1
         blocks = -(-tokens // self._block_tokens)
         # Hit blocks are among the free ones, so the whole request must fit into what is free.
-        if blocks > self.free_blocks - (self._watermark_blocks if self.num_running else 0):
+        kept_blocks = self._reserved_blocks + (self._watermark_blocks if self.num_running else 0)
+        if blocks > self.free_blocks - kept_blocks:
             return False
         if hit_blocks:
             self._cache.claim(self._table.chain[request], hit_blocks)
@@ -450,6 +464,7 @@ class Rank:
             table.swapped[request] = False
         table.note_gap(request, now_s)
         self._enter(request)
+        self._reserved_blocks += 1
 
     def _enter(self, request: int) -> None:
         """Turn a request whose prompt is cached into a decoding one."""
@@ -467,6 +482,10 @@ class Rank:
         self.decodes[request] = end
         heappush(self._ends, (end, request))
         self._entered[request] = (self.tick, tokens, growth)
+        if self._longest_from is not None and (
+            len(self.decodes) == 1 or tokens - self.tick > self._longest_from
+        ):
+            self._longest_from = tokens - self.tick
         self.kv_tokens += tokens
 
     def _generated(self, request: int) -> int:
@@ -479,6 +498,8 @@ class Rank:
         """Take a request out of the decoding set; its blocks stay held."""
         entered, tokens, growth = self._entered.pop(request)
         steps = self.tick - entered
+        if tokens - entered == self._longest_from:
+            self._longest_from = None
         del self.decodes[request]
         if steps:
             self.stints.extend((request, entered, self.tick))

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["AffineTimer", "GridTimer", "IterationTime", "Load", "StepTimer", "SumTimer"]
+__all__ = ["AffineTimer", "GridTimer", "IterationTime", "Load", "Skew", "StepTimer", "SumTimer"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -39,12 +39,14 @@ class Load:
     """Decoding sequences."""
     kv_tokens: float = 0.0
     """Their cached tokens."""
+    longest_kv: float = 0.0
+    """Cached tokens of the longest of them; 0 takes all as equally long."""
 
 
 class StepTimer(Protocol):
     """Seconds of one iteration."""
 
-    def decode_s(self, num_seqs: int, kv_tokens: float) -> float:
+    def decode_s(self, num_seqs: int, kv_tokens: float, longest_kv: float = 0.0) -> float:
         """Return the time of a pure decode iteration."""
         ...
 
@@ -55,6 +57,36 @@ class StepTimer(Protocol):
     def lockstep_s(self, loads: Sequence[Load]) -> float:
         """Return the time of one iteration of ranks that wait for each other."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skew:
+    """What attention over sequences of unequal length costs beyond its mean length.
+
+    The last thread blocks to finish are those of long sequences, and run almost alone. The time lies between
+    that of equal sequences of the mean length and of the longest one, at a share of kappa S / (n h): one long
+    block's time, kappa of it exposed, over the rounds n h / S of all blocks on S resident ones.
+
+    Notes
+    -----
+    kappa is fitted to the skewed-length attention measurements of LLMServingSim 2.0 (github
+    casys-kaist/LLMServingSim @0d3de68, Llama-3.1-8B on an RTX PRO 6000, 1 to 4 k context): 0.1 when only
+    decodes run (one block per KV head), 0.25 beside prompts (one block per query head). Two resident blocks
+    per multiprocessor are assumed. Short batches split their sequences, which caps the pure share.
+    """
+
+    num_sms: int
+    num_heads: int
+    """Query heads on one device."""
+    num_kv_heads: int
+
+    def decode_frac(self, num_seqs: int) -> float:
+        """Return the share in a pure decode iteration."""
+        return min(0.1 * 2.0 * self.num_sms / (num_seqs * self.num_kv_heads), 0.1)
+
+    def mixed_frac(self, num_seqs: int) -> float:
+        """Return the share beside prompt chunks."""
+        return min(0.25 * 2.0 * self.num_sms / (num_seqs * self.num_heads), 0.5)
 
 
 class GridTimer:
@@ -68,17 +100,29 @@ class GridTimer:
     ----------
     iteration_s : the cost model.
     max_prefill_tokens : prompt tokens of the largest iteration; the grid extends itself beyond.
+    skew : what unequal lengths cost; None takes every sequence as long as the mean.
     """
 
-    def __init__(self, iteration_s: IterationTime, *, max_prefill_tokens: int = 2048) -> None:
+    def __init__(
+        self, iteration_s: IterationTime, *, max_prefill_tokens: int = 2048, skew: Skew | None = None
+    ) -> None:
         self._iteration_s = iteration_s
+        self._skew = skew
         self._decode_rows: dict[int, list[float]] = {}
         self._blocks: dict[tuple[int, int], list[list[float]]] = {}
         self._prefill_nodes = _prefill_nodes(min(max(max_prefill_tokens, 64), 16384) + 1024)
         self._seq_nodes = sorted({0, *range(1, 9), *(int(2 ** (i / 4)) for i in range(12, 60))})
 
-    def decode_s(self, num_seqs: int, kv_tokens: float) -> float:
+    def decode_s(self, num_seqs: int, kv_tokens: float, longest_kv: float = 0.0) -> float:
         """Return the time of a pure decode iteration."""
+        even_s = self._even_s(num_seqs, kv_tokens)
+        if self._skew is None or longest_kv * num_seqs <= kv_tokens:
+            return even_s
+        frac = self._skew.decode_frac(num_seqs)
+        return even_s + frac * (self._even_s(num_seqs, longest_kv * num_seqs) - even_s)
+
+    def _even_s(self, num_seqs: int, kv_tokens: float) -> float:
+        """Return the time of a decode iteration of equally long sequences."""
         row = self._decode_rows.get(num_seqs)
         cell = kv_tokens / _KV_CELL_TOKENS
         i = int(cell)
@@ -102,12 +146,19 @@ class GridTimer:
         kv_node = _KV_MEAN_NODES[max(at, 0)]
         block = self._blocks.get((near, kv_node)) or self._block(near, kv_node)
         base_s = self._inside(block, float(tokens + num_seqs - near), context)
-        return base_s + self.decode_s(near, load.kv_tokens) - self.decode_s(near, float(near * kv_node))
+        even_s = self._even_s(near, load.kv_tokens)
+        base_s += even_s - self._even_s(near, float(near * kv_node))
+        if self._skew is None or load.longest_kv * num_seqs <= load.kv_tokens:
+            return base_s
+        frac = self._skew.mixed_frac(num_seqs)
+        return base_s + frac * (self._even_s(near, near * load.longest_kv) - self._even_s(near, kv_tokens))
 
     def lockstep_s(self, loads: Sequence[Load]) -> float:
         """Return the time of the slowest rank."""
         return max(
-            self.step_s(load) if load.prefill_tokens else self.decode_s(load.num_seqs, load.kv_tokens)
+            self.step_s(load)
+            if load.prefill_tokens
+            else self.decode_s(load.num_seqs, load.kv_tokens, load.longest_kv)
             for load in loads
             if load.prefill_tokens or load.num_seqs
         )
@@ -181,8 +232,9 @@ class AffineTimer:
     overhead_s: float = 0.0
     overhead_per_token_s: float = 0.0
 
-    def decode_s(self, num_seqs: int, kv_tokens: float) -> float:
-        """Return the time of a pure decode iteration."""
+    def decode_s(self, num_seqs: int, kv_tokens: float, longest_kv: float = 0.0) -> float:
+        """Return the time of a pure decode iteration; lengths count by their sum only."""
+        del longest_kv
         a, b, c = self.decode_small if num_seqs < self.large_batch else self.decode_large
         return a + b * kv_tokens + c * num_seqs + self.overhead_s + self.overhead_per_token_s * kv_tokens
 
@@ -210,9 +262,9 @@ class SumTimer:
         self._own = own
         self._shared_s = shared_s
 
-    def decode_s(self, num_seqs: int, kv_tokens: float) -> float:
+    def decode_s(self, num_seqs: int, kv_tokens: float, longest_kv: float = 0.0) -> float:
         """Return the time of a pure decode iteration of a single rank."""
-        return self._own.decode_s(num_seqs, kv_tokens) + self._shared_s((num_seqs,))
+        return self._own.decode_s(num_seqs, kv_tokens, longest_kv) + self._shared_s((num_seqs,))
 
     def step_s(self, load: Load) -> float:
         """Return the time of an iteration with prompt tokens of a single rank."""
