@@ -161,7 +161,7 @@ class Cluster:
         """
         names = {group.node.device.name for group in self.groups}
         if len(names) > 1:
-            message = f"cluster {self.name} mixes {', '.join(sorted(names))}; take one group (Cluster.group_cluster)"
+            message = f"cluster {self.name} mixes {', '.join(sorted(names))}; take one group at a time"
             raise OutOfDomainError(message)
         return self.groups[0].node.device
 
@@ -266,19 +266,18 @@ def _group_problems(group: NodeGroup, where: str, cluster: Cluster) -> list[str]
     known = cluster._fabric_by_name
     unknown = [name for name in group.fabrics if name not in known]
     if unknown:
-        return [
-            f"{where}: no fabric is called {', '.join(map(repr, unknown))}; known: {', '.join(known) or 'none'}"
-        ]
+        names = ", ".join(map(repr, unknown))
+        return [f"{where}: no fabric is called {names}; known: {', '.join(known) or 'none'}"]
     if group.count < 1:
         return [f"{where}: count must be at least 1, not {group.count}"]
-    if group.count == 1:
+    if cluster.num_nodes == 1:
         return []
     fabrics = [known[name] for name in group.fabrics]
     if not fabrics:
         return [f"{where}: {group.count} nodes of {group.node.name} need a fabric to join them"]
     dead = [
-        f"{where}: node {group.node.name} has no NIC of technology {fabric.technology!r} linked to its devices, and "
-        f"fabric {fabric.name} gives no node_bytes_per_s"
+        f"{where}: fabric {fabric.name} gives no node_bytes_per_s, and node {group.node.name} has no NIC of "
+        f"technology {fabric.technology!r} with bytes_per_s and a way to its devices"
         for fabric in fabrics
         if fabric.kind is not FabricKind.TORUS and _node_bytes_per_s(group.node, fabric) <= 0
     ]

@@ -45,6 +45,7 @@ _LINK_KIND = {
     FabricKind.SWITCH: LinkKind.SWITCH,
     FabricKind.WAN: LinkKind.WAN,
 }
+_NEAR_NAME = {kind: "group" if kind is FabricKind.DRAGONFLY else "leaf" for kind in FabricKind}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,11 +142,13 @@ def fabric_levels(
     levels = []
     near = inside_nodes * largest_divisor(num_nodes // inside_nodes, near_nodes / inside_nodes)
     if near > inside_nodes:
-        levels.append(_level(fabric, near * devices_per_node, device_bytes_per_s, fabric.latency_s))
+        levels.append(
+            _level(fabric, near == num_nodes, near * devices_per_node, device_bytes_per_s, fabric.latency_s)
+        )
     if num_nodes > near:
         far_latency_s = fabric.latency_s if fabric.far_latency_s is None else fabric.far_latency_s
         levels.append(
-            _level(fabric, num_nodes * devices_per_node, device_bytes_per_s * far_frac, far_latency_s)
+            _level(fabric, True, num_nodes * devices_per_node, device_bytes_per_s * far_frac, far_latency_s)
         )
     return tuple(levels)
 
@@ -159,9 +162,9 @@ def _near(fabric: Fabric) -> tuple[float, float]:
     return float("inf"), 1.0
 
 
-def _level(fabric: Fabric, size: int, bytes_per_s: float, latency_s: float) -> Level:
+def _level(fabric: Fabric, is_whole: bool, size: int, bytes_per_s: float, latency_s: float) -> Level:
     return Level(
-        name=f"{fabric.name}-{size}",
+        name=fabric.name if is_whole else f"{fabric.name}-{_NEAR_NAME[fabric.kind]}",
         size=size,
         bytes_per_s=bytes_per_s,
         latency_s=latency_s,

@@ -1,7 +1,7 @@
-"""Path and flow algorithms on small capacity graphs, without networkx: command start-up cannot pay its import.
+"""Path and flow algorithms on small capacity graphs, without networkx: start-up cannot pay its import.
 
 A capacity graph is ``{part: {neighbour: bytes_per_s}}``, both directions written. Parallel links add up. A
-pool becomes a vertex pair of its capacity, which is exact where its links share an end and an upper bound otherwise.
+pool becomes a vertex pair of its capacity: exact where its links share an end, an upper bound otherwise.
 """
 
 from collections import deque
@@ -130,7 +130,7 @@ def widest_bytes_per_s(graph: CapacityGraph, source: str) -> dict[str, float]:
 def latencies_s(
     topology: Topology, source: str, keep: Callable[[Link], bool] = every_link
 ) -> dict[str, tuple[float, int]]:
-    """Return the least latency and the number of links on that path, from `source` to every part it reaches."""
+    """Return the least latency, and the links on that path, from `source` to every part it reaches."""
     edges: dict[str, list[tuple[str, float]]] = {part.id: [] for part in topology.parts}
     for link in topology.links:
         if keep(link):

@@ -4,20 +4,18 @@ A rank order fills the inner level first, so a parallel group with stride `s` an
 inside each level. Levels are what the vectorised cost models read; the full graph is for placement.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from hardware.flows import (
-    CapacityGraph,
     capacity_graph,
-    every_link,
     latencies_s,
     max_flow_bytes_per_s,
-    scale_up_only,
     widest_bytes_per_s,
 )
 from hardware.topology import Link, PartKind, Topology
@@ -60,7 +58,8 @@ class Level:
     latency_s: float
     kind: LinkKind
     technology: str = ""
-    """Key of measured curves: nvlink3, nvlink4, nvlink5, xgmi, infinity-fabric, hccs, ub, pcie4, ib, roce, efa, slingshot, ethernet."""
+    """Key of measured curves: nvlink2 to nvlink5, xgmi, infinity-fabric, hccs, sio, ub, ici, pcie3 to pcie6,
+    upi, cpu-link, ib, roce, efa, slingshot, ethernet."""
     in_network_reduce: bool = False
     """NVLS or SHARP: the switch adds."""
     pair_bytes_per_s: float | None = None
@@ -100,15 +99,17 @@ def group_factors(level_sizes: tuple[int, ...], stride: Ints, degree: Ints) -> I
     return factors
 
 
-Blocks = tuple[tuple[int, ...], ...]
-"""A partition of the devices: their indices, block by block, in rank order."""
+Names = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Tier:
-    """A partition of the devices that are joined by links of at least some width."""
+    """A partition of the devices into blocks that links of at least some width join."""
 
-    blocks: Blocks
+    blocks: tuple[Names, ...]
+    """Device ids, block by block, in rank order; blocks are equally long."""
+    parts: tuple[frozenset[str], ...]
+    """All parts that the same links join, switches too, block by block."""
     link: Link
     """The link that closed the partition: its technology names the level."""
 
@@ -118,27 +119,22 @@ def node_levels(topology: Topology) -> tuple[Level, ...]:
 
     Links are added from the widest to the narrowest, scale-up fabric before host; whenever the devices fall
     into equal blocks of neighbouring ranks, that is a candidate level. Its bandwidth is the smallest flow
-    out of an inner block, per device of the block, limited by the pools that the blocks must share. An inner
-    level that is narrower than the level around it is no hierarchy and is dropped.
+    from an inner block to the rest of the block around it, per device, limited by the pools that the inner
+    blocks must share. An inner level narrower than the level around it is no hierarchy and is dropped.
     """
     tiers = _tiers(topology)
     levels = _rated(topology, tiers)
     while True:
-        inverted = next(
-            (i for i in range(len(levels) - 1) if levels[i + 1].bytes_per_s > levels[i].bytes_per_s), None
-        )
-        if inverted is None:
+        narrow = next((i for i, (a, b) in enumerate(pairwise(levels)) if b.bytes_per_s > a.bytes_per_s), None)
+        if narrow is None:
             return levels
-        del tiers[inverted]
+        del tiers[narrow]
         levels = _rated(topology, tiers)
 
 
 def _tiers(topology: Topology) -> list[_Tier]:
     """Return the nested partitions into equal blocks of neighbouring ranks (Kruskal by width)."""
-    widths: dict[frozenset[str], float] = {}
-    for link in topology.links:
-        pair = frozenset((link.a, link.b))
-        widths[pair] = widths.get(pair, 0.0) + link.total_bytes_per_s
+    widths = _widths(topology)
     order = sorted(topology.links, key=lambda link: (link.is_host, -widths[frozenset((link.a, link.b))]))
     parent = {part.id: part.id for part in topology.parts}
     tiers: list[_Tier] = []
@@ -147,10 +143,21 @@ def _tiers(topology: Topology) -> list[_Tier]:
         following = order[index + 1] if index + 1 < len(order) else None
         if following is not None and _same_width(link, following, widths):
             continue
-        blocks = _equal_blocks([_root(parent, device) for device in topology.devices])
-        if blocks is not None and (not tiers or len(blocks[0]) > len(tiers[-1].blocks[0])):
-            tiers.append(_Tier(blocks=blocks, link=link))
+        tier = _equal_blocks(topology, parent, link)
+        if tier is not None and (not tiers or len(tier.blocks[0]) > len(tiers[-1].blocks[0])):
+            tiers.append(tier)
     return tiers
+
+
+def _widths(topology: Topology) -> dict[frozenset[str], float]:
+    """Return what each pair of linked parts can exchange: all its links, no more than their pool."""
+    pools = {pool.name: pool.bytes_per_s for pool in topology.pools}
+    widths: dict[frozenset[str], float] = {}
+    for link in topology.links:
+        pair = frozenset((link.a, link.b))
+        limit = float("inf") if link.pool is None else pools[link.pool]
+        widths[pair] = widths.get(pair, 0.0) + min(link.total_bytes_per_s, limit)
+    return widths
 
 
 def _same_width(a: Link, b: Link, widths: dict[frozenset[str], float]) -> bool:
@@ -164,84 +171,111 @@ def _root(parent: dict[str, str], vertex: str) -> str:
     return vertex
 
 
-def _equal_blocks(roots: Sequence[str]) -> Blocks | None:
-    """Return the blocks of equal roots if they are equally long runs of more than one device."""
-    size = roots.count(roots[0])
-    if size == 1 or len(roots) % size:
+def _equal_blocks(topology: Topology, parent: dict[str, str], link: Link) -> _Tier | None:
+    """Return the tier if the joined devices are equally long runs of more than one neighbouring rank."""
+    joined: dict[str, list[str]] = {}
+    for device in topology.devices:
+        joined.setdefault(_root(parent, device), []).append(device)
+    blocks = tuple(tuple(block) for block in joined.values())
+    runs = tuple(device for block in blocks for device in block) == topology.devices
+    if not runs or len(blocks[0]) == 1 or len({len(block) for block in blocks}) > 1:
         return None
-    blocks = tuple(tuple(range(start, start + size)) for start in range(0, len(roots), size))
-    runs = all(len({roots[i] for i in block}) == 1 for block in blocks)
-    return blocks if runs and len(set(roots)) == len(blocks) else None
+    parts: dict[str, set[str]] = {root: set() for root in joined}
+    for part in topology.parts:
+        root = _root(parent, part.id)
+        if root in parts:
+            parts[root].add(part.id)
+    return _Tier(blocks=blocks, parts=tuple(frozenset(names) for names in parts.values()), link=link)
 
 
 def _rated(topology: Topology, tiers: Sequence[_Tier]) -> tuple[Level, ...]:
-    inner: Blocks = tuple((index,) for index in range(len(topology.devices)))
+    inner: tuple[Names, ...] = tuple((device,) for device in topology.devices)
     levels = []
-    for position, tier in enumerate(tiers):
-        levels.append(_rate(topology, tier, inner, is_last=position == len(tiers) - 1))
+    for tier in tiers:
+        per_block = len(inner) // len(tier.blocks)
+        views = [
+            _BlockView(topology, tier, index, inner[index * per_block : (index + 1) * per_block])
+            for index in range(len(tier.blocks))
+        ]
+        levels.append(_level(topology, tier, views))
         inner = tier.blocks
     return tuple(levels)
 
 
-def _rate(topology: Topology, tier: _Tier, inner: Blocks, *, is_last: bool) -> Level:
-    """Return the level of `tier`, whose inner blocks are `inner`."""
-    keep = every_link if tier.link.is_host else scale_up_only
-    graph = capacity_graph(topology, keep)
-    names = topology.devices
-    block = tier.blocks[0]
-    parts = [tuple(names[i] for i in piece) for piece in inner if set(piece) <= set(block)]
-    rest = [tuple(names[i] for i in block if names[i] not in part) for part in parts]
-    bytes_per_s = min(max_flow_bytes_per_s(graph, a, b) / len(a) for a, b in zip(parts, rest, strict=True))
-    bytes_per_s = min([bytes_per_s, *_pool_shares(topology, keep, parts, rest)])
-    pair = min(widest_bytes_per_s(graph, a[0])[name] for a, b in zip(parts, rest, strict=True) for name in b)
-    kind = _kind(topology, tier.link, parts)
+class _BlockView:
+    """One block of a tier with the inner blocks that it joins: what they can exchange inside the block."""
+
+    def __init__(self, topology: Topology, tier: _Tier, index: int, pieces: Sequence[Names]) -> None:
+        self._topology = topology
+        self._parts = tier.parts[index]
+        self._host = tier.link.is_host
+        self._pieces = pieces
+        self.block = tier.blocks[index]
+        self.graph = capacity_graph(topology, self.keeps)
+        self.sides = [(piece, tuple(d for d in self.block if d not in piece)) for piece in self._unlike()]
+
+    def keeps(self, link: Link) -> bool:
+        """Return whether a link is of this block: both ends inside, and host links only in host tiers."""
+        return link.a in self._parts and link.b in self._parts and (self._host or not link.is_host)
+
+    def _unlike(self) -> list[Names]:
+        """Return the inner blocks but for twins: single devices with the same links to the same parts."""
+        found: dict[object, Names] = {}
+        for piece in self._pieces:
+            key = frozenset(self.graph[piece[0]].items()) if len(piece) == 1 else piece
+            found.setdefault(key, piece)
+        return list(found.values())
+
+    def bytes_per_s(self) -> float:
+        """Return what one device gets across the block when all inner blocks send at once."""
+        flows = [max_flow_bytes_per_s(self.graph, a, b) / len(a) for a, b in self.sides]
+        return min([*flows, *self._pool_shares()])
+
+    def _pool_shares(self) -> list[float]:
+        """Return, for each pool that inner blocks cannot avoid, its capacity per device of those blocks."""
+        shares = []
+        for pool in self._topology.pools:
+            without = capacity_graph(
+                self._topology, lambda link, name=pool.name: self.keeps(link) and link.pool != name
+            )
+            sides = [(a, tuple(d for d in self.block if d not in a)) for a in self._pieces]
+            bound = [a for a, b in sides if max_flow_bytes_per_s(without, a, b) == 0]
+            if bound:
+                shares.append(pool.bytes_per_s / sum(len(a) for a in bound))
+        return shares
+
+    def pair_bytes_per_s(self) -> float:
+        """Return the widest path of the pair of devices that has the narrowest."""
+        widest = [(widest_bytes_per_s(self.graph, a[0]), b) for a, b in self.sides]
+        return min(reached[device] for reached, b in widest for device in b)
+
+    def latency_s(self) -> float:
+        """Return the latency between the two devices of different inner blocks that are furthest apart."""
+        reached = [(latencies_s(self._topology, a[0], self.keeps), b) for a, b in self.sides]
+        return max(latencies[device][0] for latencies, b in reached for device in b)
+
+
+def _level(topology: Topology, tier: _Tier, views: Sequence[_BlockView]) -> Level:
+    kind = _kind(topology, tier)
+    size = len(tier.blocks[0])
+    links = [link for link in topology.links if views[0].keeps(link)]
+    package = {topology.by_id[device].package for device in tier.blocks[0]}
+    is_package = len(package) == 1 and None not in package
     return Level(
-        name="node" if is_last else "package" if _is_package(topology, block) else "island",
-        size=len(block),
-        bytes_per_s=bytes_per_s,
-        latency_s=max(
-            latencies_s(topology, a[0], keep)[name][0] for a, b in zip(parts, rest, strict=True) for name in b
-        ),
+        name="node" if len(tier.blocks) == 1 else "package" if is_package else "island",
+        size=size,
+        bytes_per_s=min(view.bytes_per_s() for view in views),
+        latency_s=max(view.latency_s() for view in views),
         kind=kind,
         technology=tier.link.technology,
-        in_network_reduce=any(link.in_network_reduce for link in topology.links if keep(link))
-        and kind is LinkKind.SWITCH,
-        pair_bytes_per_s=pair if kind is LinkKind.MESH else None,
+        in_network_reduce=kind is LinkKind.SWITCH and any(link.in_network_reduce for link in links),
+        pair_bytes_per_s=min(view.pair_bytes_per_s() for view in views) if kind is LinkKind.MESH else None,
     )
 
 
-def _pool_shares(
-    topology: Topology,
-    keep: Callable[[Link], bool],
-    parts: list[tuple[str, ...]],
-    rest: list[tuple[str, ...]],
-) -> list[float]:
-    """Return, for each pool that blocks cannot avoid, its capacity per device of those blocks."""
-    shares = []
-    for pool in topology.pools:
-        without: CapacityGraph = capacity_graph(
-            topology, lambda link, name=pool.name: keep(link) and link.pool != name
-        )
-        bound = [a for a, b in zip(parts, rest, strict=True) if max_flow_bytes_per_s(without, a, b) == 0]
-        if bound:
-            shares.append(pool.bytes_per_s / sum(len(a) for a in bound))
-    return shares
-
-
-def _kind(topology: Topology, link: Link, parts: list[tuple[str, ...]]) -> LinkKind:
-    if link.is_host:
+def _kind(topology: Topology, tier: _Tier) -> LinkKind:
+    """Return how the devices of a tier reach each other: through the host, a switch, or directly."""
+    if tier.link.is_host:
         return LinkKind.PCIE
-    devices = {name for part in parts for name in part}
-    switched = any(
-        not other.is_host
-        and {other.a, other.b} & devices
-        and PartKind.SWITCH in (topology.by_id[other.a].kind, topology.by_id[other.b].kind)
-        for other in topology.links
-        if other.technology == link.technology
-    )
-    return LinkKind.SWITCH if switched else LinkKind.MESH
-
-
-def _is_package(topology: Topology, block: tuple[int, ...]) -> bool:
-    packages = {topology.by_id[topology.devices[index]].package for index in block}
-    return len(packages) == 1 and None not in packages
+    kinds = {topology.by_id[name].kind for name in tier.parts[0]}
+    return LinkKind.SWITCH if PartKind.SWITCH in kinds else LinkKind.MESH

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HOST_TECHNOLOGIES", "Duplex", "Link", "Part", "PartKind", "Pool", "Topology"]
 
-HOST_TECHNOLOGIES = frozenset({"pcie3", "pcie4", "pcie5", "pcie6", "upi", "cpu-link", "dram"})
+HOST_TECHNOLOGIES = frozenset({"pcie3", "pcie4", "pcie5", "pcie6", "upi", "cpu-link", "nvlink-c2c", "dram"})
 """Links through the host. Collective libraries use them only where no scale-up link leads on."""
 
 
