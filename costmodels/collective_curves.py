@@ -87,6 +87,8 @@ class NetworkTraits:
     peer_s: float
     """Added by each further peer of an all-to-all."""
     log_sigma: float
+    partial_efficiency: float | None = None
+    """`efficiency` of groups that fill a mesh of packages only in part: the library finds fewer rings."""
     contention_growth: float = 0.0
     """Network time added, as a share of itself, when a group spans `contention_span` devices."""
     contention_span: float = 1.0

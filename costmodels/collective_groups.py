@@ -131,6 +131,18 @@ class Part:
     log_sigma: Floats
 
 
+def _efficiency(op: str, group: Group, i: int) -> Floats:
+    """Return the saturated bus bandwidth at level `i` over rated."""
+    traits = group.technologies[i].traits
+    usual = np.full_like(
+        group.degree, traits.exchange_efficiency if op == "all_to_all" else traits.efficiency
+    )
+    if traits.partial_efficiency is None or i == 0 or group.levels[i].kind is not LinkKind.MESH:
+        return usual
+    members = group.inner[i] * group.factors[i]
+    return np.where(members < group.levels[i].size, np.minimum(usual, traits.partial_efficiency), usual)
+
+
 def level_part(op: str, group: Group, i: int) -> Part:
     """Return the cost of `op` inside level `i`: measured curve where one exists, traits otherwise."""
     level, tech = group.levels[i], group.technologies[i]
@@ -139,8 +151,7 @@ def level_part(op: str, group: Group, i: int) -> Part:
     curve = tech.curves.get(op)
     if curve is None:
         hop = traits.hop_s if traits.hop_s is not None else level.latency_s
-        efficiency = traits.exchange_efficiency if op == "all_to_all" else traits.efficiency
-        busbw = efficiency * rate
+        busbw = _efficiency(op, group, i) * rate
         alpha, extra = traits.launch_s + steps * hop, steps * traits.bulk_hop_s
         if op == "all_to_all":
             alpha, extra = traits.launch_s + hop + (n - 1) * traits.peer_s, np.full_like(n, traits.bulk_hop_s)
