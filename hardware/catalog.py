@@ -157,15 +157,14 @@ def _find_file(kind: str, name: str, catalogs: Dirs) -> Path:
             _check_override(path, kind)
             return path
     for folder in folders:
-        path = _aliased(folder, wanted)
-        if path is not None:
-            return path
+        found = _aliased(folder, wanted)
+        if found is not None:
+            return found
     for folder in _plugin_folders(kind):
-        path = (
-            folder / f"{wanted}.yaml" if (folder / f"{wanted}.yaml").is_file() else _aliased(folder, wanted)
-        )
-        if path is not None:
-            return path
+        named = folder / f"{wanted}.yaml"
+        plugin = named if named.is_file() else _aliased(folder, wanted)
+        if plugin is not None:
+            return plugin
     raise UnknownNameError(kind, name, (*_names(kind, catalogs), *_all_aliases(kind, catalogs)))
 
 

@@ -7,6 +7,7 @@ inside each level. Levels are what the vectorised cost models read; the full gra
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -235,14 +236,15 @@ class _BlockView:
         """Return, for each pool that inner blocks cannot avoid, its capacity per device of those blocks."""
         shares = []
         for pool in self._topology.pools:
-            without = capacity_graph(
-                self._topology, lambda link, name=pool.name: self.keeps(link) and link.pool != name
-            )
+            without = capacity_graph(self._topology, partial(self._keeps_outside, pool.name))
             sides = [(a, tuple(d for d in self.block if d not in a)) for a in self._pieces]
             bound = [a for a, b in sides if max_flow_bytes_per_s(without, a, b) == 0]
             if bound:
                 shares.append(pool.bytes_per_s / sum(len(a) for a in bound))
         return shares
+
+    def _keeps_outside(self, pool: str, link: Link) -> bool:
+        return self.keeps(link) and link.pool != pool
 
     def pair_bytes_per_s(self) -> float:
         """Return the widest path of the pair of devices that has the narrowest."""

@@ -32,7 +32,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field
 
-from hardware.cluster import NodeTemplate
+from hardware.node import NodeTemplate
 from hardware.device import Device, Source
 from hardware.errors import SpecError
 from hardware.fabric import Fabric
