@@ -6,7 +6,9 @@ A model file is a Hugging Face `config.json`, or YAML (or JSON) with one of thes
 - `transformer`: the fields of `TransformerSpec`;
 - `operators`: a network of operators (`costmodels.graph_import.operator_graph`).
 
-The catalogue holds one such file per model, `aliases.yaml` its other names. Only the asked model's file is
+A `.pt2` file is a program saved by `torch.export.save`, which needs torch to be read.
+
+The catalogue holds one model file per model, `aliases.yaml` its other names. Only the asked model's file is
 read.
 """
 
@@ -27,7 +29,7 @@ __all__ = ["find_model", "model_aliases", "model_names", "published_params", "re
 
 _KINDS = ("config", "transformer", "operators")
 _NOTES = ("name", "source", "published_params")
-_SUFFIXES = (".json", ".yaml", ".yml")
+_SUFFIXES = (".json", ".yaml", ".yml", ".pt2")
 
 
 def _folder() -> Traversable:
@@ -93,6 +95,10 @@ def read_model_file(path: Path | str) -> ModelGraph:
         if the file cannot be read or does not describe a model.
     """
     file = Path(path)
+    if file.suffix.lower() == ".pt2":
+        from costmodels.graph_import.torch_export import read_torch_export
+
+        return read_torch_export(file)
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
