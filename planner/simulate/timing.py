@@ -21,6 +21,10 @@ IterationTime = Callable[[Floats, Floats, Floats, Floats], Floats]
 """Columns (prompt tokens, cached context of the prompt chunk, decoding sequences, their cached tokens in all)
 to seconds per iteration. Zero prompt tokens is a pure decode iteration; zero sequences a pure prefill."""
 
+_PURE_KAPPA = 0.105
+_MIXED_KAPPA = 0.24
+_SPLIT_BELOW = 0.8
+_SPLIT_FRAC = 0.03
 _STEP_TOKENS = 32
 _CONTEXT_NODES = (0, 512, 2048, 8192, 32768, 131072)
 _KV_CELL_TOKENS = 1024
@@ -69,10 +73,11 @@ class Skew:
 
     Notes
     -----
-    kappa is fitted to the skewed-length attention measurements of LLMServingSim 2.0 (github
-    casys-kaist/LLMServingSim @0d3de68, Llama-3.1-8B on an RTX PRO 6000, 1 to 4 k context): 0.1 when only
-    decodes run (one block per KV head), 0.25 beside prompts (one block per query head). Two resident blocks
-    per multiprocessor are assumed. Short batches split their sequences, which caps the pure share.
+    kappa is the median over the skewed-length attention fits of LLMServingSim 2.0 (github
+    casys-kaist/LLMServingSim @0d3de68 and @4806d57; Llama-3.1-8B on an RTX PRO 6000 and an RTX 4090, 8 to 256
+    sequences): 0.105 when only decodes run (one block per KV head), 0.24 beside prompts (one per query head).
+    Two resident blocks per multiprocessor. Where the blocks would fill less than 0.8 of those places
+    FlashAttention splits the sequences (its num_splits heuristic), and a share of 0.03 is left.
     """
 
     num_sms: int
@@ -82,11 +87,12 @@ class Skew:
 
     def decode_frac(self, num_seqs: int) -> float:
         """Return the share in a pure decode iteration."""
-        return min(0.1 * 2.0 * self.num_sms / (num_seqs * self.num_kv_heads), 0.1)
+        rounds = num_seqs * self.num_kv_heads / (2.0 * self.num_sms)
+        return _PURE_KAPPA / rounds if rounds >= _SPLIT_BELOW else _SPLIT_FRAC
 
     def mixed_frac(self, num_seqs: int) -> float:
         """Return the share beside prompt chunks."""
-        return min(0.25 * 2.0 * self.num_sms / (num_seqs * self.num_heads), 0.5)
+        return min(_MIXED_KAPPA * 2.0 * self.num_sms / (num_seqs * self.num_heads), 1.0)
 
 
 class GridTimer:
