@@ -6,7 +6,6 @@ from costmodels.strategy import Strategy
 from hardware.cluster import Cluster
 from hardware.levels import LinkKind
 from planner.plan import TrainingPrediction
-from planner.space import LEFT_OUT
 
 __all__ = ["training_diagnostics", "training_prediction"]
 
@@ -37,7 +36,6 @@ def training_diagnostics(job: TrainingJob, cluster: Cluster, best: Strategy) -> 
     notes = [
         f"software stack {job.stack}: kernels, launch overheads and overlap are those of this stack",
         f"optimizer {job.optimizer} with fp32 master weights and moments",
-        *(f"not searched: {what}" for what in LEFT_OUT),
         "energy_j assumes that every device draws its rated power during the whole step",
         "cost_usd is null: no price is attached to the devices",
     ]

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 from costmodels.job import TrainingJob
 from costmodels.stacks import find_stack
-from costmodels.training import evaluate
 from hardware.cluster import Cluster
 from hardware.errors import InfeasibleError, PlannerError
 from hardware.units import format_quantity
+from planner.fit import memory_of
 from planner.search import Nearest
 from planner.space import TrainingSpace, training_space
 
@@ -20,7 +20,7 @@ _FACTORS = (2, 4, 8, 16)
 
 def no_strategy(space: TrainingSpace, cluster: Cluster) -> InfeasibleError:
     """Return the error of a space without a single legal strategy: the rules that emptied it."""
-    rules = space.excluded()
+    rules = [e for e in space.excluded() if e.count]
     reasons = "".join(f"\n  - {e.rule} ({e.count} dropped): {e.why}" for e in rules)
     message = f"no legal strategy uses all {cluster.num_devices} devices of {cluster.name}:{reasons}"
     return InfeasibleError(message, [e.rule for e in rules])
@@ -66,10 +66,8 @@ def _remedies(
             flash_attention=find_stack(job.stack).flash,
             allow=allow,
         )
-        return any(
-            bool((evaluate(job, cluster, configs).fits_probability >= min_probability).any())
-            for configs in space.chunks()
-        )
+        memory = memory_of(job, cluster)
+        return any(bool((memory(c).fits_probability >= min_probability).any()) for c in space.chunks())
 
     found = []
     for factor in _FACTORS:

@@ -1,6 +1,6 @@
 """Exhaustive search of a training space: memory first, then the fastest rows and the Pareto front."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from time import perf_counter
 
@@ -12,11 +12,13 @@ from costmodels.strategy import ConfigTable, Recompute, Strategy
 from planner.space import TrainingSpace
 from solvers.pareto import pareto_front
 
-__all__ = ["Found", "Nearest", "join", "search_space"]
+__all__ = ["Fit", "Found", "Nearest", "join", "search_space"]
 
 Floats = npt.NDArray[np.float64]
 Index = npt.NDArray[np.intp]
 Evaluate = Callable[[ConfigTable], CostTable]
+
+_BATCH_ROWS = 1 << 17
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,27 @@ class Found:
     wall_s: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """Peak memory of every row of a table, and how likely it fits."""
+
+    peak_bytes: Floats
+    fits_probability: Floats
+    capacity_bytes: float
+
+
+Memory = Callable[[ConfigTable], Fit]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Tally:
+    """What was counted on the way."""
+
+    num_configs: int = 0
+    num_feasible: int = 0
+    nearest: Nearest | None = None
+
+
 @dataclass(slots=True, kw_only=True)
 class _Pool:
     """The best rows so far."""
@@ -49,11 +72,6 @@ class _Pool:
     configs: ConfigTable | None = None
     step_s: Floats = field(default_factory=lambda: np.array([]))
     peak_bytes: Floats = field(default_factory=lambda: np.array([]))
-
-    @property
-    def threshold_s(self) -> float:
-        """A row slower than this cannot be among the best."""
-        return float(self.step_s[self.top - 1]) if len(self.step_s) >= self.top else np.inf
 
     def add(self, configs: ConfigTable, step_s: Floats, peak_bytes: Floats) -> None:
         """Take in new rows, keep those that are among the best or on the front."""
@@ -91,7 +109,7 @@ def _with_recompute(configs: ConfigTable, layers: npt.NDArray[np.int64]) -> Conf
 
 
 def _fewest_layers(
-    configs: ConfigTable, num_layers: int, evaluate: Evaluate, min_probability: float
+    configs: ConfigTable, num_layers: int, memory: Memory, least: float
 ) -> tuple[ConfigTable, int]:
     """Return the rows with the fewest recomputed layers that fit, and how many rows were costed.
 
@@ -99,72 +117,88 @@ def _fewest_layers(
     of layers finds, for every row, the fastest number exactly. Rows that fit only with all of their layers
     recomputed (or not at all) are left out: the search holds them already.
     """
-    per_rank = -(-num_layers // configs.pp)
-    configs = configs.take(per_rank > 1)
-    low, high = np.zeros(len(configs), dtype=np.int64), -(-num_layers // configs.pp)
-    limit = high.copy()
-    costed = 0
-    while len(configs) and (high - low > 1).any():
-        middle = np.maximum((low + high) // 2, 1)
-        fits = evaluate(_with_recompute(configs, middle)).fits_probability >= min_probability
-        low, high = np.where(fits, low, middle), np.where(fits, np.minimum(high, middle), high)
-        costed += len(configs)
-    return _with_recompute(configs, high).take(high < limit), costed
+    limit = -(-num_layers // configs.pp) - 1
+    configs, limit = configs.take(limit > 0), limit[limit > 0]
+    if not len(configs):
+        return configs, 0
+    costed = len(configs)
+    can = memory(_with_recompute(configs, limit)).fits_probability >= least
+    configs, high = configs.take(can), limit[can]
+    low = np.zeros(len(configs), dtype=np.int64)
+    while (open_rows := high - low > 1).any():
+        middle = np.where(open_rows, (low + high) // 2, high)
+        fits = memory(_with_recompute(configs, middle)).fits_probability >= least
+        low, high = np.where(fits, low, middle), np.where(fits, middle, high)
+        costed += int(np.count_nonzero(open_rows))
+    return _with_recompute(configs, high), costed
 
 
-def _nearer(nearest: Nearest | None, configs: ConfigTable, costs: CostTable) -> Nearest:
-    rows = np.lexsort((costs.peak_memory_bytes, -costs.fits_probability))
-    row = int(rows[0])
+def _nearer(nearest: Nearest | None, configs: ConfigTable, fit: Fit) -> Nearest:
+    row = int(np.lexsort((fit.peak_bytes, -fit.fits_probability))[0])
     found = Nearest(
         strategy=configs.strategy(row),
-        fits_probability=float(costs.fits_probability[row]),
-        peak_memory_bytes=float(costs.peak_memory_bytes[row]),
-        capacity_bytes=costs.device_memory_bytes,
+        fits_probability=float(fit.fits_probability[row]),
+        peak_memory_bytes=float(fit.peak_bytes[row]),
+        capacity_bytes=fit.capacity_bytes,
     )
     if nearest is None:
         return found
     return min(nearest, found, key=lambda n: (-n.fits_probability, n.peak_memory_bytes))
 
 
-def search_space(space: TrainingSpace, evaluate: Evaluate, *, top: int, min_probability: float) -> Found:
+def _feasible(space: TrainingSpace, memory: Memory, least: float, tally: _Tally) -> Iterator[ConfigTable]:
+    """Yield the strategies that fit, the fewest recomputed layers included; memory is all that is costed."""
+    free = not {"recompute", "recompute_layers"} & set(space.allow)
+    for configs in space.chunks():
+        fit = memory(configs)
+        fits = fit.fits_probability >= least
+        tally.num_configs += len(configs)
+        if fits.any():
+            tally.num_feasible += int(np.count_nonzero(fits))
+            yield configs.take(fits)
+        elif not tally.num_feasible:
+            tally.nearest = _nearer(tally.nearest, configs, fit)
+        if free:
+            kept_whole = configs.take(~fits & (configs.recompute == Recompute.NONE))
+            partial, costed = _fewest_layers(kept_whole, space.limits.num_layers, memory, least)
+            tally.num_configs += costed
+            tally.num_feasible += len(partial)
+            if len(partial):
+                yield partial
+
+
+def _batches(tables: Iterator[ConfigTable]) -> Iterator[ConfigTable]:
+    """Yield the same rows in fewer, larger tables: costs are computed once per distinct shape of a table."""
+    waiting: list[ConfigTable] = []
+    for table in tables:
+        waiting.append(table)
+        if sum(map(len, waiting)) >= _BATCH_ROWS:
+            yield join(waiting)
+            waiting = []
+    if waiting:
+        yield join(waiting)
+
+
+def search_space(
+    space: TrainingSpace, *, memory: Memory, evaluate: Evaluate, top: int, min_probability: float
+) -> Found:
     """Return the `top` fastest strategies that fit and the front of time against memory.
 
-    Every strategy of the space is costed; those below `min_probability` of fitting are dropped before times
-    are compared. Where a strategy misses memory without recomputation, the fewest layers to recompute are
-    found as well, unless even without recomputation it would be slower than the best so far.
+    Memory comes first: the peak of every strategy of the space is predicted, those below `min_probability` of
+    fitting are dropped, and only the rest is timed. Where a strategy misses memory without recomputation, the
+    fewest layers to recompute are found as well.
     """
     start = perf_counter()
-    pool = _Pool(top=top)
-    nearest: Nearest | None = None
-    num_configs = num_feasible = 0
-    for configs in space.chunks():
+    pool, tally = _Pool(top=top), _Tally()
+    for configs in _batches(_feasible(space, memory, min_probability, tally)):
         costs = evaluate(configs)
-        fits = costs.fits_probability >= min_probability
-        num_configs += len(configs)
-        num_feasible += int(np.count_nonzero(fits))
-        if fits.any():
-            kept = costs.take(fits)
-            pool.add(configs.take(fits), kept.step_s, kept.peak_memory_bytes)
-        elif pool.configs is None:
-            nearest = _nearer(nearest, configs, costs)
-        if "recompute" in space.allow or "recompute_layers" in space.allow:
-            continue
-        close = ~fits & (configs.recompute == Recompute.NONE) & (costs.step_s < pool.threshold_s)
-        partial, costed = _fewest_layers(
-            configs.take(close), space.limits.num_layers, evaluate, min_probability
-        )
-        num_configs += costed
-        if len(partial):
-            kept = evaluate(partial)
-            num_feasible += len(partial)
-            pool.add(partial, kept.step_s, kept.peak_memory_bytes)
-    empty = ConfigTable.from_strategies([])
-    found = pool.configs or empty
+        pool.add(configs, costs.step_s, costs.peak_memory_bytes)
+    found = pool.configs if pool.configs is not None else ConfigTable.from_strategies([])
     return Found(
-        best=found.take(_fastest(pool.step_s, pool.peak_bytes, top)) if len(found) else empty,
-        front=found.take(pareto_front(pool.step_s, pool.peak_bytes)) if len(found) else empty,
-        nearest=nearest if not len(found) else None,
-        num_configs=num_configs,
-        num_feasible=num_feasible,
+        best=found.take(_fastest(pool.step_s, pool.peak_bytes, top)),
+        front=found.take(pareto_front(pool.step_s, pool.peak_bytes)),
+        nearest=None if len(found) else tally.nearest,
+        num_configs=tally.num_configs,
+        num_feasible=tally.num_feasible,
         wall_s=perf_counter() - start,
     )

@@ -26,13 +26,14 @@ Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Columns = dict[str, Ints]
 
-LEFT_OUT: tuple[str, ...] = (
-    "strategies that leave devices idle",
-    "stage splits with unequal layers beyond rounding, and different strategies per stage",
-    "expert tensor degrees other than 1 and tp",
-    "overlap of gradient reduction and of stage-to-stage sends switched off (never faster)",
-)
-"""What the space never holds, said in every plan."""
+LEFT_OUT: dict[str, str] = {
+    "every-device-works": "strategies that leave devices idle are not enumerated",
+    "stages-of-equal-depth": "layers are spread over stages as evenly as they divide, one strategy for all",
+    "expert-tensor-whole-or-none": "expert tensor degrees other than 1 and tp are not enumerated",
+    "overlap-where-possible": "overlap of gradient reduction and sends is never switched off",
+    "fewest-recomputed-layers": "between none and all layers, only the fewest that fit are kept",
+}
+"""What the space never holds, said in every plan; nothing of it is expanded, so its count is zero."""
 
 _SHARDED_PIPELINES = ("fsdp2", "torchtitan")
 """Stacks whose full sharding composes with pipeline parallelism (torchtitan's documentation of FSDP2)."""
@@ -55,11 +56,12 @@ class TrainingSpace:
 
     def excluded(self) -> tuple[Excluded, ...]:
         """Return what each rule dropped so far, in the order of the rules; complete after all chunks."""
-        return tuple(
+        counted = tuple(
             Excluded(rule=name, count=self.counts[name], why=why)
             for name, why in RULES.items()
             if self.counts[name]
         )
+        return counted + tuple(Excluded(rule=name, count=0, why=why) for name, why in LEFT_OUT.items())
 
     def chunks(self, max_rows: int = _ROWS_PER_CHUNK) -> Iterator[ConfigTable]:
         """Yield all strategies, at most about `max_rows` at a time, always in the same order."""

@@ -10,6 +10,7 @@ from costmodels.strategy import ConfigTable, Strategy
 from costmodels.training import evaluate
 from hardware.cluster import Cluster
 from planner.certificate import training_certificate
+from planner.fit import memory_of
 from planner.plan import FrontPoint, PlanFile, Provenance, Search, TrainingPlan
 from planner.plan_io import plan_document
 from planner.prediction import training_diagnostics, training_prediction
@@ -42,7 +43,8 @@ def plan_training(request: TrainRequest) -> PlanFile[TrainingPlan]:
     )
     found = search_space(
         space,
-        lambda configs: evaluate(job, cluster, configs),
+        memory=memory_of(job, cluster),
+        evaluate=lambda configs: evaluate(job, cluster, configs),
         top=request.top,
         min_probability=request.min_fits_probability,
     )

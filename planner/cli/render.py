@@ -112,9 +112,13 @@ def _print_search(plan: PlanFile[Any], out: Console) -> None:
         f"\nsearched {search.num_configs:,} configurations in {search.wall_s:.2f} s, "
         f"{search.num_feasible:,} fit, the front of time against memory has {len(plan.pareto)}"
     )
-    if search.excluded:
+    counted = sorted((e for e in search.excluded if e.count), key=lambda e: -e.count)
+    if counted:
         out.print("excluded, by rule (partial configurations, each stands for all that would grow from it):")
-        for e in sorted(search.excluded, key=lambda e: -e.count)[:_MAX_RULES]:
-            out.print(f"  {e.count:>9,}  {e.rule}: {e.why}", soft_wrap=True)
+    for e in counted[:_MAX_RULES]:
+        out.print(f"  {e.count:>9,}  {e.rule}: {e.why}", soft_wrap=True)
+    for e in search.excluded:
+        if not e.count:
+            out.print(f"  not tried  {e.rule}: {e.why}", soft_wrap=True)
     for note in plan.diagnostics:
         out.print(f"note: {note}", soft_wrap=True)
