@@ -70,7 +70,8 @@ def _single(group: Group) -> npt.NDArray[np.bool_]:
 def ring(op: Collective, group: Group) -> Terms:
     r"""Return a flat ring: bandwidth :math:`\min_i g_i B_i`, latency of every hop of every level.
 
-    Inside one level this is the measured curve of that level.
+    Inside one level this is the measured curve of that level. The axes of a torus work at the same time, in
+    both directions: their bandwidths add, and data travels half of each side.
     """
     name = "all_gather" if op is Collective.BROADCAST else op.value
     parts = [level_part(name, group, i) for i in range(len(group.levels))]
@@ -79,13 +80,18 @@ def ring(op: Collective, group: Group) -> Terms:
     hops = outward - np.vstack([outward[1:], np.ones(len(group.degree))])
     alpha, extra = _launch(group), np.zeros(len(group.degree))
     rate = np.full(len(group.degree), np.inf)
-    half_single = np.zeros(len(group.degree))
+    half_single, torus_rate = np.zeros(len(group.degree)), np.zeros(len(group.degree))
     for i, part in enumerate(parts):
-        active = group.factors[i] > 1
-        alpha = alpha + np.where(active, passes * hops[i] * part.step_s, 0.0)
-        extra = extra + np.where(active, passes * hops[i] * part.bulk_step_s, 0.0)
-        rate = np.minimum(rate, np.where(active, group.inner[i] * part.busbw, np.inf))
+        active, axes = group.factors[i] > 1, group.torus_axes(i)
+        steps = axes * group.factors[i] ** (1 / axes) / 2 if axes else hops[i]
+        alpha = alpha + np.where(active, passes * steps * part.step_s, 0.0)
+        extra = extra + np.where(active, passes * steps * part.bulk_step_s, 0.0)
+        if axes:
+            torus_rate = torus_rate + np.where(active, part.busbw, 0.0)
+        else:
+            rate = np.minimum(rate, np.where(active, group.inner[i] * part.busbw, np.inf))
         half_single = np.where(active, part.half_bytes, half_single)
+    rate = np.where(torus_rate > 0, np.minimum(rate, torus_rate), rate)
     slope = traffic_factor(op.value, group.degree) / rate
     half = np.where(_single(group), half_single, _bulk_half(extra, slope))
     return Terms(alpha, extra, half, slope, _sigma(parts, group), np.ones(len(group.degree), dtype=bool))
@@ -213,7 +219,7 @@ def staged(op: Collective, group: Group, *, recursive: bool) -> Terms:
     for name in names:
         for i in range(len(group.levels)):
             part, n, active = level_part(name, group, i), group.factors[i], group.factors[i] > 1
-            fast = recursive and group.network(i)
+            fast = recursive and (group.network(i) or group.levels[i].kind is LinkKind.SWITCH)
             steps = np.ceil(np.log2(n)) if fast else n - 1
             launch = group.technologies[i].traits.launch_s
             share = group.inner[i] * part.busbw * (_RECURSIVE_EFFICIENCY if fast else 1.0)
@@ -223,7 +229,7 @@ def staged(op: Collective, group: Group, *, recursive: bool) -> Terms:
             slope = slope + np.where(active, (n - 1) / n / share, 0.0)
             sigma = np.maximum(sigma, np.where(active, part.log_sigma, 0.0))
     half = np.maximum(moment / np.maximum(extra, 1e-18), 1.0)
-    usable = (group.degree >= _RECURSIVE_MIN_DEGREE) & (~_single(group) | recursive) & _network_active(group)
+    usable = (group.degree >= _RECURSIVE_MIN_DEGREE) & (~_single(group) | recursive)
     return Terms(alpha, extra, half, slope, sigma, usable)
 
 
@@ -259,16 +265,14 @@ def exchange(group: Group) -> Terms:
         alpha = alpha + np.where(active, np.where(_single(group), single, many), 0.0)
         extra = np.maximum(extra, np.where(active, part.extra_s, 0.0))
         half = np.where(active, np.maximum(half, part.half_bytes), half)
-        if group.levels[i].kind is LinkKind.TORUS:
+        if group.torus_axes(i):
             slope = np.where(active, np.maximum(slope, _torus_bisection(group, i, part)), slope)
     return Terms(alpha, extra, half, slope, _sigma(parts, group), np.ones(len(n), dtype=bool))
 
 
 def _torus_bisection(group: Group, i: int, part: Part) -> Floats:
     """Return seconds per byte of an all-to-all across a torus: S d / (8 b) for side d and one-way link b."""
-    level = group.levels[i]
-    link = level.pair_bytes_per_s or level.bytes_per_s / 6
-    axes = max(round(level.bytes_per_s / link / 2), 1)
+    axes = group.torus_axes(i)
     side = np.ceil(group.factors[i] ** (1 / axes))
     slope: Floats = side / (8 * part.busbw / (2 * axes))
     return slope

@@ -104,6 +104,14 @@ class Group:
         """Return whether level `i` is a routed network rather than the inside of a machine."""
         return self.levels[i].kind in _NETWORK
 
+    def torus_axes(self, i: int) -> int:
+        """Return how many axes of a torus level `i` holds; 0 for any other kind."""
+        level = self.levels[i]
+        if level.kind is not LinkKind.TORUS:
+            return 0
+        link_bytes_per_s = level.pair_bytes_per_s or level.bytes_per_s / 2
+        return max(round(level.bytes_per_s / link_bytes_per_s / 2), 1)
+
     def rate(self, i: int) -> Floats:
         """Return the rated bytes per second that a member has among its peers at level `i`.
 
@@ -132,8 +140,13 @@ class Part:
 
 
 def _efficiency(op: str, group: Group, i: int) -> Floats:
-    """Return the saturated bus bandwidth at level `i` over rated."""
+    """Return the saturated bus bandwidth at level `i` over rated.
+
+    Outer levels of a host (root complexes, sockets) are rated by what is known to pass them.
+    """
     traits = group.technologies[i].traits
+    if i and group.levels[i].kind is LinkKind.PCIE:
+        return np.ones_like(group.degree)
     usual = np.full_like(
         group.degree, traits.exchange_efficiency if op == "all_to_all" else traits.efficiency
     )
@@ -149,7 +162,7 @@ def level_part(op: str, group: Group, i: int) -> Part:
     traits, n, rate = tech.traits, group.factors[i], group.rate(i)
     steps = np.maximum((n - 1) * (2 if op.startswith("all_reduce") else 1), 1)
     curve = tech.curves.get(op)
-    if curve is None:
+    if curve is None or (i and level.kind is LinkKind.PCIE):
         hop = traits.hop_s if traits.hop_s is not None else level.latency_s
         busbw = _efficiency(op, group, i) * rate
         alpha, extra = traits.launch_s + steps * hop, steps * traits.bulk_hop_s

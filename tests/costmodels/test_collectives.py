@@ -152,6 +152,27 @@ def test_torus_all_to_all_follows_its_bisection():
     assert one(Collective.ALL_TO_ALL, size, 64, torus) == pytest.approx(expected, rel=0.05)
 
 
+def test_torus_axes_work_together():
+    """Gathering V over the three axes of a torus takes V / (6 b) at full links: twice b per axis."""
+    one_axis = level("x", 4, 2 * 45e9, LinkKind.TORUS, "ici", pair_bytes_per_s=45e9)
+    cube = tuple(replace(one_axis, size=size) for size in (4, 16, 64))
+    size = 4 * GIB
+    expected = 63 / 64 * size / (6 * 45e9 * 0.9)
+    assert one(Collective.ALL_GATHER, size, 64, cube) == pytest.approx(expected, rel=0.02)
+    assert one(Collective.ALL_GATHER, size, 4, cube) == pytest.approx(
+        0.75 * size / (2 * 45e9 * 0.9), rel=0.02
+    )
+
+
+def test_host_levels_pass_what_they_are_rated():
+    """Two pairs of cards behind sockets that pass 2.5 GB/s per card: 2 cards per side share the crossing."""
+    host = (
+        level("island", 2, 32e9, LinkKind.PCIE, "pcie4"),
+        level("node", 4, 2.5e9, LinkKind.PCIE, "upi"),
+    )
+    assert busbw(Collective.ALL_REDUCE, 512 * MIB, 4, host) == pytest.approx(5.2, rel=0.10)
+
+
 def test_serving_takes_custom_kernels_for_small_buffers_only():
     assert chosen(Collective.ALL_REDUCE, 8192, 8, H100, allowed=SERVING) is Algorithm.CUSTOM
     assert one(Collective.ALL_REDUCE, 8192, 8, H100, allowed=SERVING) < 8e-6
