@@ -8,7 +8,8 @@ a plug-in never replaces a built-in. Finding one name reads that file only.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -243,21 +244,36 @@ def _read_cluster(path: Path, catalogs: tuple[str, ...]) -> Cluster:
 
 
 def _build_cluster(data: dict[str, Any], path: Path, catalogs: Dirs) -> Cluster:
+    """Return the cluster of a file's mapping; problems of all its blocks are raised together."""
     where = str(path)
     spec = validate(ClusterFile, data, where)
-    devices = {
-        name: device_from({"name": name, **given}, where, prefix=f"devices.{name}")
-        for name, given in spec.devices.items()
-    }
+    problems: list[str] = []
+    devices: dict[str, Device] = {}
+    for name, given in spec.devices.items():
+        with _gathering(problems):
+            devices[name] = device_from({"name": name, **given}, where, prefix=f"devices.{name}")
     nodes: dict[str, NodeTemplate] = {}
     for name, given in spec.nodes.items():
-        node_spec = validate(NodeFile, {"name": name, **given}, where, prefix=f"nodes.{name}")
-        device = _device_of(node_spec.device, where, f"nodes.{name}.device", devices, catalogs)
-        nodes[name] = build_node(node_spec, device, where, prefix=f"nodes.{name}")
+        with _gathering(problems):
+            node_spec = validate(NodeFile, {"name": name, **given}, where, prefix=f"nodes.{name}")
+            device = _device_of(node_spec.device, where, f"nodes.{name}.device", devices, catalogs)
+            nodes[name] = build_node(node_spec, device, where, prefix=f"nodes.{name}")
     for index, group in enumerate(spec.groups):
-        if group.node not in nodes:
-            nodes[group.node] = _node_of(group.node, where, f"groups.{index}.node", nodes, catalogs)
+        if group.node not in nodes and group.node not in spec.nodes:
+            with _gathering(problems):
+                nodes[group.node] = _node_of(group.node, where, f"groups.{index}.node", nodes, catalogs)
+    if problems:
+        raise SpecError(where, problems)
     return build_cluster(spec, nodes, where)
+
+
+@contextmanager
+def _gathering(problems: list[str]) -> Iterator[None]:
+    """Add the problems of a SpecError raised inside to `problems` and go on."""
+    try:
+        yield
+    except SpecError as error:
+        problems.extend(error.problems)
 
 
 def _node_of(

@@ -53,7 +53,7 @@ class Cluster:
         self._fabric_by_name.update({fabric.name: fabric for fabric in self.fabrics})
         problems = _cluster_problems(self)
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
 
     def __hash__(self) -> int:
         return hash(

@@ -89,4 +89,4 @@ def build_cluster(spec: ClusterFile, nodes: dict[str, NodeTemplate], where: str)
     try:
         return Cluster(name=spec.name, groups=tuple(groups), fabrics=fabrics)
     except ValueError as error:
-        raise SpecError(where, str(error).split("; ")) from None
+        raise SpecError(where, str(error).split("\n")) from None

@@ -132,19 +132,21 @@ def _hops(cycle: tuple[str, ...]) -> set[frozenset[str]]:
 
 def _maximise(gain: Sequence[float], rows: Sequence[Sequence[bool]], limits: Sequence[float]) -> list[float]:
     """Return x >= 0 with the greatest gain under rows x <= limits."""
+    scale = max(limits)
+    loss = [-value for value in gain]
+    x, _ = _solve("ring packing", c=loss, A_ub=np.array(rows, dtype=float), b_ub=np.array(limits) / scale)
+    return [value * scale for value in x]
+
+
+def _solve(what: str, **problem: Any) -> tuple[list[float], float]:
+    """Return the solution and objective of a linear program in `scipy.optimize.linprog` form."""
     from scipy.optimize import linprog
 
-    scale = max(limits)
-    answer = linprog(
-        [-value for value in gain],
-        A_ub=np.array(rows, dtype=float),
-        b_ub=np.array(limits) / scale,
-        method="highs",
-    )
+    answer: Any = linprog(method="highs", **problem)
     if answer.status != 0:
-        message = f"ring packing: the linear program gave no answer ({answer.message})"
+        message = f"{what}: the linear program gave no answer ({answer.message})"
         raise SolverError(message)
-    return [float(value) * scale for value in answer.x]
+    return [float(value) for value in answer.x], float(answer.fun)
 
 
 def bisection_bytes_per_s(topology: Topology) -> float | None:
@@ -208,7 +210,6 @@ def _concurrent_flow(
     devices: Sequence[str], vertices: Sequence[str], arcs: Sequence[tuple[str, str, float]]
 ) -> float:
     """Return the flow t that every ordered pair of devices can ship at once."""
-    from scipy.optimize import linprog
     from scipy.sparse import coo_array
 
     row_of = {vertex: row for row, vertex in enumerate(vertices)}
@@ -231,13 +232,10 @@ def _concurrent_flow(
     gain = np.zeros(last + 1)
     gain[last] = -1.0
     limits = np.array([capacity for _, _, capacity in arcs]) / scale
-    answer = linprog(
-        gain, A_ub=load, b_ub=limits, A_eq=balance, b_eq=np.zeros(balance.shape[0]), method="highs"
+    _, loss = _solve(
+        "all-to-all bound", c=gain, A_ub=load, b_ub=limits, A_eq=balance, b_eq=np.zeros(balance.shape[0])
     )
-    if answer.status != 0:
-        message = f"all-to-all bound: the linear program gave no answer ({answer.message})"
-        raise SolverError(message)
-    return float(-answer.fun) * scale
+    return -loss * scale
 
 
 def tilings(topology: Topology, size: int) -> tuple[Tiling, ...]:
@@ -276,7 +274,7 @@ def _partitions(left: tuple[int, ...], size: int) -> Iterator[tuple[tuple[int, .
 
 
 def _narrowest_cut(topology: Topology, keep: Callable[[Link], bool], tile: list[str]) -> float:
-    """Return the least flow from one device of the tile to another, over the tile's own links and switches."""
+    """Return the least flow between two devices of the tile over its own links and the switches."""
     others = set(topology.devices) - set(tile)
 
     def inside(link: Link) -> bool:

@@ -1,4 +1,4 @@
-"""Device by device arrays: hops, latency, widest path and maximum flow in a node; what pairs get in a cluster."""
+"""Arrays by pairs of devices: hops, latency, widest path and maximum flow in a node; rates in a cluster."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from hardware.cluster import Cluster
 from hardware.flows import capacity_graph, latencies_s, max_flow_bytes_per_s, widest_bytes_per_s
-from hardware.topology import Topology
+from hardware.topology import Link, Topology
 
 __all__ = ["NodeMatrices", "PairMatrices", "node_matrices", "pair_matrices"]
 
@@ -60,8 +60,11 @@ def _symmetric(devices: tuple[str, ...], value: Callable[[str, str], float]) -> 
 
 def _pool_between(topology: Topology, a: str, b: str) -> str | None:
     for pool in topology.pools if a != b else ():
-        without = capacity_graph(topology, lambda link, name=pool.name: link.pool != name)  # type: ignore[misc]
-        if b not in widest_bytes_per_s(without, a):
+
+        def outside(link: Link, name: str = pool.name) -> bool:
+            return link.pool != name
+
+        if b not in widest_bytes_per_s(capacity_graph(topology, outside), a):
             return pool.name
     return None
 
@@ -111,7 +114,7 @@ def _between_groups(cluster: Cluster, group: Ints) -> tuple[Floats, Floats]:
 
 
 def _inside_group(cluster: Cluster) -> tuple[Floats, Floats]:
-    """Return bandwidth and latency inside one group: from the outermost level inwards, then the node's graph."""
+    """Return bandwidth and latency in one group: from the outermost level inwards, then the node's graph."""
     rank = np.arange(cluster.num_devices)
     rate, delay = np.full((len(rank), len(rank)), np.inf), np.zeros((len(rank), len(rank)))
     for level in reversed(cluster.levels):

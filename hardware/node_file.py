@@ -24,6 +24,7 @@ the second, neighbours together; `mesh` joins every pair of one pattern; `pairs`
 third item how many links. Patterns are shell patterns on part ids (``gpu[0-3]``).
 """
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -32,16 +33,24 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field
 
-from hardware.node import NodeTemplate
 from hardware.device import Device, Source
 from hardware.errors import SpecError
 from hardware.fabric import Fabric
+from hardware.node import NodeTemplate
 from hardware.topology import Duplex, Link, Part, PartKind, Pool, Topology
 from hardware.units import BytesPerSecond, Seconds
 
 __all__ = ["NodeFile", "build_node"]
 
 Count = Annotated[int, Field(ge=1)]
+
+_PLAUSIBLE_BYTES_PER_S = (1e7, 2e12)
+"""From an 80 Mb/s radio to beyond the fastest scale-up link of 2026, one link and one way."""
+
+_RATED_LINKS = frozenset(
+    {"nvlink2", "nvlink3", "nvlink4", "nvlink5", "xgmi", "infinity-fabric", "hccs", "ub", "ici"}
+)
+"""Technologies that a device's `scale_up_bytes_per_s` counts."""
 PatternPair = tuple[str, str]
 
 
@@ -141,9 +150,11 @@ def build_node(spec: NodeFile, device: Device, where: str, *, prefix: str = "") 
             pools = tuple(Pool(name=pool.name, bytes_per_s=pool.bytes_per_s) for pool in spec.pools)
             topology = Topology(parts=tuple(parts), links=tuple(links), pools=pools)
     except ValueError as error:
-        problems += [f"{dot}{problem}" for problem in str(error).split("; ")]
+        place = f"{prefix}: " if prefix else ""
+        problems += [f"{place}{problem}" for problem in str(error).split("\n")]
     if topology is None:
         raise SpecError(where, problems)
+    _warn_of_units(topology, device, where)
     return NodeTemplate(
         name=spec.name,
         device=device,
@@ -153,6 +164,28 @@ def build_node(spec: NodeFile, device: Device, where: str, *, prefix: str = "") 
         aliases=spec.aliases,
         default_num_nodes=spec.default_num_nodes,
     )
+
+
+def _warn_of_units(topology: Topology, device: Device, where: str) -> None:
+    """Warn of rates that look like bits for bytes or both directions for one."""
+    for link in topology.links:
+        if not _PLAUSIBLE_BYTES_PER_S[0] <= link.bytes_per_s <= _PLAUSIBLE_BYTES_PER_S[1]:
+            message = (
+                f"{where}: link {link.a} - {link.b}: {link.bytes_per_s:g} B/s; are these bytes, and one way?"
+            )
+            warnings.warn(message, stacklevel=2)
+    rated = device.scale_up_bytes_per_s
+    for name in topology.devices if rated is not None else ():
+        own = [
+            link for link in topology.links if name in (link.a, link.b) and link.technology in _RATED_LINKS
+        ]
+        total = sum(link.total_bytes_per_s for link in own)
+        if rated is not None and total > 1.2 * rated:
+            message = (
+                f"{where}: links of {name} add up to {total:g} B/s, {device.name} is rated {rated:g} one way"
+            )
+            warnings.warn(message, stacklevel=2)
+            break
 
 
 def _parts(spec: NodeFile, device: Device) -> list[Part]:

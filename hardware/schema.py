@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -87,7 +87,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 @cache
-def _adapter(kind: Hashable) -> TypeAdapter[Any]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
@@ -105,7 +105,7 @@ def validate(kind: type[T], data: object, where: str, *, prefix: str = "") -> T:
         with one sentence per problem.
     """
     try:
-        value: T = _adapter(kind).validate_python(data)
+        value: T = _adapter(cast("Any", kind)).validate_python(data)
     except ValidationError as error:
         raise SpecError(where, problems_of(error, kind, data, prefix=prefix)) from None
     return value
@@ -114,7 +114,13 @@ def validate(kind: type[T], data: object, where: str, *, prefix: str = "") -> T:
 def problems_of(error: ValidationError, kind: Any, data: object, *, prefix: str = "") -> list[str]:
     """Return one sentence per problem of `error`: dotted key, value, what is accepted."""
     problems = []
-    for item in error.errors(include_url=False):
+    items = error.errors(include_url=False)
+    places = [item["loc"] for item in items]
+    for item in items:
+        if item["type"] == "too_short" and any(
+            place[: len(item["loc"])] == item["loc"] != place for place in places
+        ):
+            continue  # pydantic counts the entries that it just refused as missing
         location = [step for step in item["loc"] if not _is_union_tag(step)]
         key = ".".join([*([prefix] if prefix else []), *(str(step) for step in location)])
         problems.append(_sentence(item, key, location, kind))
@@ -136,7 +142,8 @@ def _sentence(item: Any, key: str, location: list[Any], kind: Any) -> str:
         case "greater_than" | "greater_than_equal":
             return f"{place}{item['input']!r} is too small; {item['msg'][0].lower()}{item['msg'][1:]}"
         case _:
-            return f"{place}{item['input']!r} is not accepted; {item['msg'][0].lower()}{item['msg'][1:]}"
+            accepted = item["msg"].replace("valid tuple", "list").replace("valid dictionary", "mapping")
+            return f"{place}{item['input']!r} is not accepted; {accepted[0].lower()}{accepted[1:]}"
 
 
 def _is_union_tag(step: object) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -115,7 +115,7 @@ class Topology:
     def __post_init__(self) -> None:
         problems = _problems(self)
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
 
     def __hash__(self) -> int:
         return hash((len(self.parts), len(self.links), self.devices))
@@ -199,19 +199,3 @@ def _unreachable(topology: Topology) -> list[str]:
                 frontier.append(neighbour)
     lost = [device for device in devices if device not in seen]
     return [f"disconnected: no path from {devices[0]} to {', '.join(lost)}"] if lost else []
-
-
-def expand_ids(name: str, count: int | None) -> tuple[str, ...]:
-    """Return ``name`` alone, or ``name0 .. name<count-1>``."""
-    return (name,) if count is None else tuple(f"{name}{index}" for index in range(count))
-
-
-def as_plain(topology: Topology) -> dict[str, Any]:
-    """Return parts and links as plain values, for display."""
-    return {
-        "parts": [{"id": part.id, "kind": part.kind.value} for part in topology.parts],
-        "links": [
-            {"a": link.a, "b": link.b, "technology": link.technology, "bytes_per_s": link.total_bytes_per_s}
-            for link in topology.links
-        ],
-    }
