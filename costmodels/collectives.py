@@ -34,6 +34,10 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
+_MAX_TABLE = 1 << 22
+"""Keys up to which distinct groups are found through a table instead of a sort."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Envelope:
     """Time formulas of every allowed algorithm on distinct groups, and which group each row is.
@@ -88,8 +92,17 @@ def _distinct(stride: Ints, degree: Ints) -> tuple[Ints, Ints, Ints | None]:
     if len(stride) == 0 or (np.all(stride == stride[0]) and np.all(degree == degree[0])):
         return stride[:1], degree[:1], None
     base = int(np.max(degree)) + 1
-    keys, index = np.unique(stride * base + degree, return_inverse=True)
-    return keys // base, keys % base, index
+    row_keys = stride * base + degree
+    top = int(np.max(row_keys)) + 1
+    if top > _MAX_TABLE:
+        keys, index = np.unique(row_keys, return_inverse=True)
+        return keys // base, keys % base, index
+    seen = np.zeros(top, dtype=bool)
+    seen[row_keys] = True
+    keys = np.flatnonzero(seen)
+    position = np.zeros(top, dtype=np.int64)
+    position[keys] = np.arange(len(keys))
+    return keys // base, keys % base, position[row_keys]
 
 
 def envelope(
@@ -225,11 +238,14 @@ def p2p_s(message_bytes: Floats, stride: Ints, levels: tuple[Level, ...], degree
     """
     size = np.atleast_1d(np.asarray(message_bytes, np.float64))
     stride, length = np.broadcast_arrays(np.asarray(stride, np.int64), np.asarray(degree, np.int64))
-    shares = _hop_shares(np.atleast_1d(stride), np.atleast_1d(length), levels)
-    total = np.zeros(np.broadcast_shapes(size.shape, shares[0].shape))
+    some_stride, some_length, index = _distinct(np.atleast_1d(stride), np.atleast_1d(length))
+    shares = _hop_shares(some_stride, some_length, levels)
+    total = np.zeros(np.broadcast_shapes(size.shape, (1,) if index is None else index.shape))
     for share, level in zip(shares, levels, strict=True):
-        alpha, extra, half, slope = _hop(level)
-        total = total + share * (alpha + extra * size / (size + half) + slope * size)
+        if np.any(share > 0):
+            alpha, extra, half, slope = _hop(level)
+            part = share if index is None else share[index]
+            total = total + part * (alpha + extra * (size / (size + half)) + slope * size)
     return np.where((size > 0) & (length > 1), total, 0.0)
 
 
