@@ -127,7 +127,9 @@ def errors(predicted: Floats, measured: Floats, low: Floats, high: Floats, group
     )
 
 
-def feasibility(oom: Bools, fits: Bools, predicted: Floats, measured: Floats, groups: list[str]) -> Feasibility:
+def feasibility(
+    oom: Bools, fits: Bools, predicted: Floats, measured: Floats, groups: list[str]
+) -> Feasibility:
     """Return how well `fits` tells apart the rows labelled `oom`.
 
     Parameters

@@ -41,6 +41,12 @@ _NORM_BACKWARD_TRAFFIC = 2.0
 _VECTOR_BACKWARD_TRAFFIC = 1.5
 _CAST_BYTES_PER_ELEMENT = 2.0
 """Beyond the quantisation that a measured 8-bit matmul includes: write the transpose for backward, scales."""
+_LOSS_BYTES_PER_LOGIT = 26.0
+"""Traffic of an unfused cross entropy: widen to fp32 (2 + 4), maximum (4), exponentials (4 + 4), sum (4), gradient
+back to 16 bits (4)."""
+_ALIGNED_ELEMENTS = 64
+"""Dimensions that are multiples of 128 bytes keep matmuls of A100 and later on their fast path
+(NVIDIA, Matrix Multiplication Background User's Guide, section 4.1)."""
 _EXPERT_TILE_ROWS = 128
 """Rows to which a grouped matmul pads each expert's tokens (CUTLASS tile height)."""
 _ROUTING_PASSES = 6.0
@@ -73,6 +79,8 @@ class LayerCosts:
 
     gemm_fwd_s: Floats
     gemm_bwd_s: Floats
+    misaligned_s: Floats
+    """Part of forward matmul time whose cut dimensions are no multiples of 64 elements."""
     attn_fwd_s: Floats
     attn_bwd_s: Floats
     unfused_fwd_s: Floats
@@ -149,7 +157,10 @@ def _add_matmul(out: LayerCosts, op: Matmul, weight: float, ctx: _Context) -> No
     wide = op.out_features / np.where(op.split is Split.COLUMN, tp, 1)
     deep = op.in_features / np.where(op.split is Split.ROW, tp, 1)
     dtype, grad_dtype = _dtypes(ctx, op)
-    out.gemm_fwd_s += weight * ctx.kernels.matmul_s(rows, wide, deep, dtype=dtype)
+    forward = ctx.kernels.matmul_s(rows, wide, deep, dtype=dtype)
+    out.gemm_fwd_s += weight * forward
+    ragged = (wide % _ALIGNED_ELEMENTS > 0) | (deep % _ALIGNED_ELEMENTS > 0)
+    out.misaligned_s += weight * forward * ragged
     out.gemm_bwd_s += weight * (
         ctx.kernels.matmul_s(rows, deep, wide, dtype=dtype)
         + ctx.kernels.matmul_s(deep, wide, rows, dtype=grad_dtype)
@@ -204,10 +215,15 @@ def _add_experts(out: LayerCosts, op: Experts, weight: float, ctx: _Context) -> 
     down = op.ffn_hidden / shards.etp
     dtype = matmul_dtype(ctx.precision)
     per_expert = np.maximum(rows / local, 1.0)
-    for wide, deep in ((up, np.full(len(shards), float(op.hidden))), (np.full(len(shards), float(op.hidden)), down)):
+    for wide, deep in (
+        (up, np.full(len(shards), float(op.hidden))),
+        (np.full(len(shards), float(op.hidden)), down),
+    ):
         forward = ctx.kernels.grouped_matmul_s(local, per_expert, wide, deep, dtype=dtype)
         data = ctx.kernels.grouped_matmul_s(local, per_expert, deep, wide, dtype=dtype)
-        grad = ctx.kernels.grouped_matmul_s(local, deep, wide, per_expert, dtype="fp8" if dtype == "nvfp4" else dtype)
+        grad = ctx.kernels.grouped_matmul_s(
+            local, deep, wide, per_expert, dtype="fp8" if dtype == "nvfp4" else dtype
+        )
         out.expert_fwd_s += weight * forward
         out.expert_bwd_s += weight * (data + grad)
         if dtype not in ("bf16", "fp32", "tf32"):
@@ -285,7 +301,8 @@ def _add_ends(out: LayerCosts, model: ModelGraph, ctx: _Context) -> None:
     out.head_gemm_fwd_s += body.gemm_fwd_s
     out.head_gemm_bwd_s += body.gemm_bwd_s
     logits = ctx.tokens * model.vocab / tp
-    out.head_vector_s += body.vector_fwd_s + body.vector_bwd_s + ctx.kernels.memory_s(logits * _ELEMENT_BYTES)
+    loss = ctx.kernels.memory_s(logits * _LOSS_BYTES_PER_LOGIT)
+    out.head_vector_s += body.vector_fwd_s + body.vector_bwd_s + loss
     reads = sum(op.features for op in model.inputs if isinstance(op, Embedding))
     out.embed_s += 3.0 * ctx.kernels.memory_s(ctx.tokens * max(reads, 1) * _ELEMENT_BYTES)
 

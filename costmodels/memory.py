@@ -120,7 +120,9 @@ def _activations(
     kept = saved.kept * tokens
     inputs = saved.layer_input * tokens
     full = table.recompute == Recompute.FULL
-    chosen = np.where(table.recompute_layers > 0, np.minimum(table.recompute_layers, p.layers_max), p.layers_max)
+    chosen = np.where(
+        table.recompute_layers > 0, np.minimum(table.recompute_layers, p.layers_max), p.layers_max
+    )
     again = np.where(full, chosen, 0.0)
     held_scores = np.where(table.recompute == Recompute.NONE, scores, 0.0)
     per_micro = again * inputs + (p.layers_max - again) * (kept + held_scores)
@@ -177,7 +179,10 @@ def peak_memory(job: TrainingJob, configs: ConfigTable, stack: Stack) -> MemoryT
     last = stage_memory(job, table, stack, table.pp - 1, c)
     worse = last.peak_bytes > first.peak_bytes
     worst = MemoryTable(
-        **{f.name: np.where(worse, getattr(last, f.name), getattr(first, f.name)) for f in fields(MemoryTable)}
+        **{
+            f.name: np.where(worse, getattr(last, f.name), getattr(first, f.name))
+            for f in fields(MemoryTable)
+        }
     )
     return worst.take(keys.inverse)
 

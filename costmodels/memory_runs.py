@@ -126,7 +126,9 @@ def _run(row: RunRow) -> MemoryRun:
     job = TrainingJob(
         model=_model(row),
         seq_len=row.whole("seq"),
-        global_batch=max(row.whole("gbs", strategy.micro_batch * strategy.dp), strategy.micro_batch * strategy.dp),
+        global_batch=max(
+            row.whole("gbs", strategy.micro_batch * strategy.dp), strategy.micro_batch * strategy.dp
+        ),
         precision="fp8" if row.text("fp8") else "bf16",
         stack="megatron-core",
     )

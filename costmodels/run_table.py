@@ -88,7 +88,9 @@ def read_run_table(path: Path | str, needed: tuple[str, ...]) -> RunTable:
         raise SpecError(str(path), [f"cannot be read as CSV: {error}"]) from None
     missing = [c for c in needed if c not in columns]
     if missing:
-        problems = [f"column {c!r} is missing; columns found: {', '.join(columns) or 'none'}" for c in missing]
+        problems = [
+            f"column {c!r} is missing; columns found: {', '.join(columns) or 'none'}" for c in missing
+        ]
         raise SpecError(str(path), problems)
     long = [i for i, r in enumerate(records, start=2) if None in r]
     if long:

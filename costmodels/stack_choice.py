@@ -7,12 +7,14 @@ from costmodels.run_table import RunRow
 __all__ = ["stack_of_run"]
 
 _SOURCES = (
-    (r"vtrain|bigscience", "megatron-deepspeed-2021"),
+    (r"vtrain", "megatron-deepspeed-2021"),
+    (r"bigscience|bloom", "megatron-deepspeed-2022"),
     (r"sc21-t2|mt-nlg|2020", "megatron-2021"),
     (r"sc21", "megatron-2021"),
     (r"korthikanti", "megatron-2022"),
     (r"mlperf", "nemo-mlperf"),
-    (r"bridge|dgxc|golden|readme-h100|llama3-t4|llama-?3", "megatron-core"),
+    (r"golden", "megatron-core-25.09"),
+    (r"bridge|dgxc|readme-h100|llama3-t4|llama-?3", "megatron-core"),
     (r"foundry|composer|mosaic", "composer-fsdp"),
     (r"torchtitan", "fsdp2"),
     (r"internevo|internlm", "internevo"),
@@ -21,10 +23,20 @@ _SOURCES = (
 """Sources whose software is known; a source not listed is judged by its kernel column and switches."""
 
 
-def _container_year(text: str) -> int | None:
-    """Return the year of an NGC container tag such as ``26.04``, where one is named."""
-    match = re.search(r"\b(2[3-9])\.(\d\d)", text)
-    return 2000 + int(match.group(1)) if match else None
+_MEGATRON_CORE = (
+    ("26.05", "megatron-core"),
+    ("25.12", "megatron-core-26.02"),
+    ("25.08", "megatron-core-25.09"),
+)
+"""First container after which each Megatron-core stack applies, newest first; before all, the oldest."""
+
+
+def _megatron_core(reference: str) -> str:
+    """Return the Megatron-core stack of the container or release that a source names, such as ``26.04``."""
+    match = re.search(r"\b(2[3-9]\.\d\d)", reference)
+    if match is None:
+        return "megatron-core-24.11"
+    return next((s for first, s in _MEGATRON_CORE if match.group(1) > first), "megatron-core-24.11")
 
 
 def _by_kernel(kernel: str) -> str | None:
@@ -63,6 +75,5 @@ def stack_of_run(row: RunRow) -> str:
         if re.search(pattern, source):
             if "sc21-t2" in source and row.optional("zero") == 3:
                 return "deepspeed-zero3-2021"
-            year = _container_year(row.text("source_ref")) if "bridge" in source else None
-            return "megatron-core-2025" if year == 2025 else stack
+            return _megatron_core(row.text("source_ref")) if stack == "megatron-core" else stack
     return _by_kernel(kernel) or _by_switches(row)

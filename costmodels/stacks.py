@@ -21,6 +21,10 @@ FITTED = (
     "attention",
     "vector",
     "comm",
+    "dp_comm",
+    "misaligned",
+    "experts",
+    "ep_comm",
     "host_s_per_op",
     "host_s_per_microbatch",
     "sync_s_per_collective",
@@ -53,7 +57,15 @@ class Stack:
     vector: float = 1.0
     """Element-wise and norm time over one fused pass at full bandwidth."""
     comm: float = 1.0
-    """Collective time over the isolated collective's."""
+    """Time of tensor-, context- and expert-parallel collectives over the isolated collective's."""
+    dp_comm: float = 1.0
+    """Time of data-parallel collectives over the isolated collective's."""
+    misaligned: float = 0.02
+    """Extra time, as a fraction, of matmuls whose cut dimensions are no multiples of 64 elements."""
+    experts: float = 1.0
+    """Time of grouped expert matmuls and token routing over the model's."""
+    ep_comm: float = 1.0
+    """Time of expert dispatch and combine over the isolated all-to-all's."""
     host_s_per_op: float = 8e-6
     """Host time to launch one forward operator; backward takes as long again."""
     host_s_per_microbatch: float = 5e-4
@@ -69,6 +81,14 @@ class Stack:
     sigma: float = 0.15
     """Standard deviation of ln(measured / predicted) on held-out runs, before the learned correction."""
     evidence: str = field(default="", compare=False)
+
+    adjust: tuple[tuple[str, float], ...] = ()
+    """Further factors on matmul time by ``device/format``, fitted with shrinkage towards one."""
+
+    def on(self, device: str, number_format: str) -> "Stack":
+        """Return the stack as it runs on a device in a number format (its matmul factor adjusted)."""
+        factor = dict(self.adjust).get(f"{device}/{number_format}", 1.0)
+        return replace(self, gemm=self.gemm * factor, experts=self.experts * factor)
 
     def with_fitted(self, values: dict[str, float]) -> "Stack":
         """Return the stack with some fitted coefficients replaced."""
@@ -91,8 +111,8 @@ def stack_names() -> tuple[str, ...]:
 
 
 @cache
-def find_stack(name: str) -> Stack:
-    """Return the stack of that name.
+def find_stack(name: str, *, fitted: bool = True) -> Stack:
+    """Return the stack of that name, with what was fitted or (for fitting anew) as it is assumed.
 
     Raises
     ------
@@ -102,4 +122,12 @@ def find_stack(name: str) -> Stack:
     entry = _table().get(name)
     if entry is None:
         raise UnknownNameError("software stack", name, stack_names())
-    return Stack(name=name, **entry["does"], **entry["fitted"], evidence=entry["evidence"])
+    spread = {"sigma": entry["sigma"]} if "sigma" in entry else {}
+    return Stack(
+        name=name,
+        **spread,
+        **entry["does"],
+        **{**entry["assumed"], **entry["fitted"]},
+        adjust=tuple(sorted(entry.get("adjust", {}).items())),
+        evidence=entry["evidence"],
+    )

@@ -66,8 +66,14 @@ class StepInputs:
     @classmethod
     def concatenate(cls, parts: list[Self]) -> Self:
         """Return all rows of `parts`, in order."""
-        own = {f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls) if f.name != "layer"}
-        layer = {f.name: np.concatenate([getattr(p.layer, f.name) for p in parts]) for f in fields(LayerCosts)}
+        own = {
+            f.name: np.concatenate([getattr(p, f.name) for p in parts])
+            for f in fields(cls)
+            if f.name != "layer"
+        }
+        layer = {
+            f.name: np.concatenate([getattr(p.layer, f.name) for p in parts]) for f in fields(LayerCosts)
+        }
         return cls(layer=LayerCosts(**layer), **own)
 
     def take(self, rows: Index | npt.NDArray[np.bool_]) -> Self:
@@ -77,7 +83,9 @@ class StepInputs:
         return type(self)(layer=LayerCosts(**layer), **own)
 
 
-def _layer_rows(job: TrainingJob, configs: ConfigTable, kernels: KernelModel, levels: tuple[Level, ...]) -> LayerCosts:
+def _layer_rows(
+    job: TrainingJob, configs: ConfigTable, kernels: KernelModel, levels: tuple[Level, ...]
+) -> LayerCosts:
     columns = ("tp", "cp", "ep", "etp", "micro_batch", "sequence_parallel")
     keys = Keys.of(*(getattr(configs, c) for c in columns))
     shards = Shards(**{c: getattr(configs, c)[keys.first] for c in columns})
@@ -90,11 +98,18 @@ def _layer_rows(job: TrainingJob, configs: ConfigTable, kernels: KernelModel, le
 def _stage_bytes(parameters: RankParameters) -> tuple[Floats, Floats]:
     """Return dense (with the heavier end) and expert parameters of the fullest stage."""
     ends = np.maximum(parameters.first, parameters.last)
-    return parameters.layers_max * parameters.layer_dense + ends, parameters.layers_max * parameters.layer_expert
+    return (
+        parameters.layers_max * parameters.layer_dense + ends,
+        parameters.layers_max * parameters.layer_expert,
+    )
 
 
 def _reduction_s(
-    table: ConfigTable, parameters: RankParameters, levels: tuple[Level, ...], op: Collective, bytes_each: float
+    table: ConfigTable,
+    parameters: RankParameters,
+    levels: tuple[Level, ...],
+    op: Collective,
+    bytes_each: float,
 ) -> Floats:
     """Return the time of one collective over a stage's gradients or weights, experts over their own group."""
     dense, expert = _stage_bytes(parameters)
@@ -123,7 +138,9 @@ class _DataParallel:
     layers_mean: Floats
 
 
-def _data_parallel(job: TrainingJob, table: ConfigTable, kernels: KernelModel, levels: tuple[Level, ...]) -> _DataParallel:
+def _data_parallel(
+    job: TrainingJob, table: ConfigTable, kernels: KernelModel, levels: tuple[Level, ...]
+) -> _DataParallel:
     parameters = rank_parameters(job.model, table.tp, table.pp, table.ep, table.etp, table.vpp)
     reduce = _reduction_s(table, parameters, levels, Collective.ALL_REDUCE, 4.0)
     scatter = _reduction_s(table, parameters, levels, Collective.REDUCE_SCATTER, 4.0)

@@ -85,19 +85,22 @@ def _layer_parts(inputs: StepInputs, stack: Stack) -> _Layer:
     layer = inputs.layer
     attn_fwd, attn_bwd = _attention_s(inputs, stack)
     matmul = stack.gemm
-    fwd = (layer.gemm_fwd_s + layer.expert_fwd_s) * matmul + attn_fwd
-    fwd = fwd + (layer.vector_fwd_s + layer.cast_s + layer.routing_s) * stack.vector
-    bwd = (layer.gemm_bwd_s + layer.expert_bwd_s) * matmul + attn_bwd
-    bwd = bwd + (layer.vector_bwd_s + 2.0 * layer.cast_s + layer.routing_s) * stack.vector
+    ragged = layer.misaligned_s * stack.misaligned
+    fwd = (layer.gemm_fwd_s + ragged) * matmul + attn_fwd
+    fwd = fwd + (layer.expert_fwd_s + layer.routing_s) * stack.experts
+    fwd = fwd + (layer.vector_fwd_s + layer.cast_s) * stack.vector
+    bwd = (layer.gemm_bwd_s + 2.0 * ragged) * matmul + attn_bwd
+    bwd = bwd + (layer.expert_bwd_s + layer.routing_s) * stack.experts
+    bwd = bwd + (layer.vector_bwd_s + 2.0 * layer.cast_s) * stack.vector
     visible = np.where(inputs.overlap_tp > 0, stack.tp_exposed_frac, 1.0)
     sync = stack.sync_s_per_collective * layer.num_collectives
     tp_fwd = layer.tp_fwd_s * stack.comm * visible + sync
     tp_bwd = layer.tp_bwd_s * stack.comm * visible + sync
-    ep = layer.ep_s * stack.comm
+    ep = layer.ep_s * stack.ep_comm
     # Ring exchange of keys and values runs under the attention of the block before it.
     cp_fwd = np.maximum(layer.cp_s * stack.comm - attn_fwd, 0.1 * layer.cp_s)
     cp_bwd = np.maximum(2.0 * layer.cp_s * stack.comm - attn_bwd, 0.2 * layer.cp_s)
-    gather = inputs.gather_layer_s * stack.comm
+    gather = inputs.gather_layer_s * stack.dp_comm
     zero_fwd = np.maximum(gather - fwd - tp_fwd, stack.dp_exposed_frac * gather)
     zero_bwd = np.maximum(3.0 * gather - bwd - tp_bwd, stack.dp_exposed_frac * 3.0 * gather)
     host = layer.num_ops * stack.host_s_per_op
@@ -123,8 +126,8 @@ def _layer_parts(inputs: StepInputs, stack: Stack) -> _Layer:
 
 def _data_parallel_s(inputs: StepInputs, stack: Stack, window_fwd_s: Floats, window_bwd_s: Floats) -> Floats:
     """Return visible gradient reduction and weight gathering of one step."""
-    grads = inputs.grad_comm_s * stack.comm * stack.main_grad_bytes / 4.0
-    params = inputs.param_comm_s * stack.comm
+    grads = inputs.grad_comm_s * stack.dp_comm * stack.main_grad_bytes / 4.0
+    params = inputs.param_comm_s * stack.dp_comm
     if not stack.overlap_gradients:
         return grads + params
     left = stack.dp_exposed_frac

@@ -10,6 +10,7 @@ from costmodels.feasibility import fits_probability
 from costmodels.job import TrainingJob
 from costmodels.kernels import kernel_model
 from costmodels.layer_costs import matmul_dtype
+from costmodels.learned import correction_features, find_correction
 from costmodels.memory import memory_coefficients, peak_memory, usable_bytes
 from costmodels.model_flops import training_flops
 from costmodels.stacks import Stack, find_stack
@@ -58,22 +59,48 @@ def _assemble(inputs: StepInputs, stack: Stack) -> StepParts:
     return StepParts(**columns)
 
 
-def evaluate(job: TrainingJob, cluster: Cluster, configs: ConfigTable, *, stack: Stack | None = None) -> CostTable:
+def _corrected(
+    job: TrainingJob, configs: ConfigTable, inputs: StepInputs, parts: StepParts, stack: Stack
+) -> tuple[Floats, Floats]:
+    """Return what the learned correction adds to each step, and the spread that is left. [s], [ln]"""
+    rows = len(configs)
+    correction = find_correction(stack.name)
+    if correction is None:
+        return np.zeros(rows), np.full(rows, stack.sigma)
+    features = correction_features(configs, inputs, parts, hidden=job.model.hidden, seq_len=job.seq_len)
+    added = parts.total_s * np.expm1(correction.log_ratio(features))
+    return added, np.where(correction.covers(features), correction.sigma, stack.sigma)
+
+
+def evaluate(
+    job: TrainingJob,
+    cluster: Cluster,
+    configs: ConfigTable,
+    *,
+    stack: Stack | None = None,
+    corrected: bool = True,
+) -> CostTable:
     """Return time and memory of every row of `configs`; row i of the answer is row i of the question.
 
     Parameters
     ----------
-    stack : coefficients to use in place of the shipped ones of ``job.stack``.
+    stack : coefficients to use in place of the shipped ones of ``job.stack``; no learned correction then.
+    corrected : whether the stack's learned correction, where it has one, is applied.
     """
-    chosen = stack if stack is not None else find_stack(job.stack)
-    parts = _assemble(training_inputs(job, cluster, configs), chosen)
+    named = stack if stack is not None else find_stack(job.stack)
+    chosen = named.on(cluster.device.name, matmul_dtype(job.precision))
+    inputs = training_inputs(job, cluster, configs)
+    parts = _assemble(inputs, chosen)
+    rows = len(configs)
+    correction_s, sigma = np.zeros(rows), np.full(rows, chosen.sigma)
+    if corrected and stack is None:
+        correction_s, sigma = _corrected(job, configs, inputs, parts, chosen)
     memory: MemoryTable = peak_memory(job, configs, chosen)
     usable = usable_bytes(cluster.device)
-    rows = len(configs)
     return CostTable(
         **{f.name: getattr(parts, f.name) for f in fields(StepParts)},
-        correction_s=np.zeros(rows),
-        sigma=np.full(rows, chosen.sigma),
+        correction_s=correction_s,
+        sigma=sigma,
         memory=memory,
         fits_probability=fits_probability(memory.peak_bytes, usable, memory_coefficients().sigma),
         model_flops=training_flops(job.model, job.seq_len) * job.global_batch,

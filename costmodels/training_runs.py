@@ -159,7 +159,9 @@ def _model(row: RunRow) -> ModelGraph:
     gated_ffn = -(-8 * hidden // 3 // 256) * 256
     ffn = row.whole("ffn_hidden", gated_ffn if arch == "llama" else 4 * hidden)
     kv_heads = row.whole("kv_heads", heads)
-    return _dense_graph(arch, hidden, ffn, layers, heads, kv_heads, row.whole("vocab", 50257), row.whole("seq"))
+    return _dense_graph(
+        arch, hidden, ffn, layers, heads, kv_heads, row.whole("vocab", 50257), row.whole("seq")
+    )
 
 
 @cache

@@ -1,0 +1,241 @@
+"""Fit the training stacks and their learned corrections to measured runs, and print the held-out error.
+
+Run from the checkout's root::
+
+    python -m benchmarks.fit_training ../shared/data/training_runs.csv            # prints only
+    python -m benchmarks.fit_training ../shared/data/training_runs.csv --write    # and writes the coefficients
+
+Held out means: whole groups (same model, devices and batch) are left out, five folds, everything refitted.
+"""
+
+import argparse
+import hashlib
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from costmodels.accuracy import Errors, errors
+from costmodels.kernels import kernel_model
+from costmodels.kernels_fit import TreeSettings, fit_trees
+from costmodels.layer_costs import matmul_dtype
+from costmodels.learned import Correction, box_of, correction_features
+from costmodels.run_table import read_run_table
+from costmodels.stack_fit import StackSamples, fit_stacks, predict_stacks, stack_parts
+from costmodels.stacks import FITTED, Stack, find_stack, stack_names
+from costmodels.step_inputs import StepInputs
+from costmodels.strategy import ConfigTable
+from costmodels.training import training_inputs
+from costmodels.training_runs import NEEDED_COLUMNS, Run, group_runs, parse_runs
+
+Floats = npt.NDArray[np.float64]
+Index = npt.NDArray[np.intp]
+
+ROOT = Path(__file__).resolve().parents[1] / "costmodels" / "data" / "coefficients" / "training"
+TREES = TreeSettings(num_trees=400, depth=4, learning_rate=0.05, min_rows_per_leaf=4, l2=1.0)
+NUM_FOLDS = 5
+MIN_RUNS_TO_LEARN = 60
+"""Runs that a stack needs before a correction is tried."""
+COVERAGE = 0.92
+"""Share of held-out runs that the 90 % interval is widened to hold, against small samples."""
+Z90 = 1.645
+
+
+def load(path: Path) -> tuple[list[Run], StackSamples]:
+    """Return the timed runs that may be fitted, and their samples."""
+    runs, _ = parse_runs(read_run_table(path, NEEDED_COLUMNS))
+    runs = [r for r in runs if r.step_s and "NC" not in r.row.get("license", "")]
+    order: list[npt.NDArray[np.intp]] = []
+    tables: list[StepInputs] = []
+    for group in group_runs(runs):
+        tables.append(training_inputs(group.job, group.cluster, group.configs))
+        order.append(group.index)
+    inverse = np.argsort(np.concatenate(order))
+    samples = StackSamples(
+        inputs=StepInputs.concatenate(tables).take(inverse),
+        measured_s=np.array([r.step_s for r in runs], dtype=np.float64),
+        stack=np.array([r.job.stack for r in runs]),
+        key=np.array([f"{r.cluster.device.name}/{matmul_dtype(r.job.precision)}" for r in runs]),
+        unmeasured=frozenset(
+            f"{r.cluster.device.name}/{matmul_dtype(r.job.precision)}"
+            for r in runs
+            if not kernel_model(r.cluster.device).measured or "fp4" in r.job.precision
+        ),
+    )
+    return runs, samples
+
+
+def features_of(
+    runs: list[Run], samples: StackSamples, rows: Index, stacks: dict[str, Stack], pooled: dict[str, float]
+) -> Floats:
+    """Return the correction's features of the runs in `rows`."""
+    pieces = []
+    for i in rows:
+        one = np.array([i])
+        run = runs[i]
+        parts = stack_parts(stacks, pooled, samples, i)
+        configs = ConfigTable.from_strategies([run.strategy])
+        pieces.append(
+            correction_features(
+                configs, samples.inputs.take(one), parts, hidden=run.job.model.hidden, seq_len=run.job.seq_len
+            )
+        )
+    return np.concatenate(pieces)
+
+
+def folds_of(runs: list[Run], seed: int = 0) -> npt.NDArray[np.int64]:
+    """Return the fold of every run; a group is never split."""
+    names, index = np.unique([r.group for r in runs], return_inverse=True)
+    chosen: npt.NDArray[np.int64] = (np.random.default_rng(seed).permutation(len(names)) % NUM_FOLDS)[index]
+    return chosen
+
+
+def learn(features: Floats, ratio: Floats, sigma: float) -> Correction:
+    """Return the correction fitted to ln(measured / analytic)."""
+    low, high = box_of(features)
+    return Correction(trees=fit_trees(features, ratio, TREES), low=low, high=high, sigma=sigma)
+
+
+def held_out(
+    runs: list[Run], samples: StackSamples, bases: dict[str, Stack], learned: tuple[str, ...]
+) -> tuple[Floats, Floats]:
+    """Return held-out predictions of the analytic model and of the corrected one."""
+    folds = folds_of(runs)
+    analytic, corrected = np.full(len(runs), np.nan), np.full(len(runs), np.nan)
+    for fold in range(NUM_FOLDS):
+        train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+        fitted, pooled = fit_stacks(bases, samples, train)
+        stacks = {**bases, **fitted}
+        analytic[test] = predict_stacks(stacks, pooled, samples, test)
+        corrected[test] = analytic[test]
+        for name in learned:
+            own, other = train[samples.stack[train] == name], test[samples.stack[test] == name]
+            if len(own) and len(other):
+                base = predict_stacks(stacks, pooled, samples, own)
+                ratio = np.log(samples.measured_s[own] / base)
+                fit = learn(features_of(runs, samples, own, stacks, pooled), ratio, 0.0)
+                corrected[other] *= np.exp(fit.log_ratio(features_of(runs, samples, other, stacks, pooled)))
+    return analytic, corrected
+
+
+def sigma_of(predicted: Floats, measured: Floats) -> float:
+    """Return the spread whose 90 % interval holds the wanted share of these held-out runs."""
+    size = np.abs(np.log(measured / predicted))
+    return float(max(np.quantile(size, COVERAGE) / Z90, 0.01))
+
+
+def summary(name: str, runs: list[Run], predicted: Floats, measured: Floats, rows: Index) -> Errors:
+    """Print and return the errors of some runs."""
+    e = errors(
+        predicted[rows],
+        measured[rows],
+        predicted[rows] * 0,
+        predicted[rows] * 9,
+        [runs[i].group for i in rows],
+    )
+    print(
+        f"  {name:26s} n={e.num_rows:4d}  MAPE {e.mape_frac:6.1%}  median {e.median_ape_frac:6.1%}"
+        f"  signed {e.signed_median_frac:+6.1%}  regret {e.regret_mean_frac:6.2%} (max {e.regret_max_frac:6.1%},"
+        f" random {e.random_regret_frac:6.1%})"
+    )
+    return e
+
+
+def report(title: str, runs: list[Run], predicted: Floats, measured: Floats) -> None:
+    """Print errors by source and over all."""
+    print(title)
+    sources = np.array([r.source for r in runs])
+    means = []
+    for source in sorted(set(sources)):
+        means.append(summary(source, runs, predicted, measured, np.flatnonzero(sources == source)).mape_frac)
+    big = np.array([r.cluster.num_devices >= 32 for r in runs])
+    summary("32 devices and more", runs, predicted, measured, np.flatnonzero(big))
+    summary("all", runs, predicted, measured, np.arange(len(runs)))
+    print(f"  mean over sources: {np.mean(means):.1%}")
+
+
+def write(
+    path: Path,
+    fitted: dict[str, Stack],
+    pooled: dict[str, float],
+    sigma: dict[str, float],
+    counts: dict[str, int],
+    corrections: dict[str, object],
+    mape: dict[str, float],
+) -> None:
+    """Write the coefficient files."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    file = ROOT / "stacks.json"
+    data = json.loads(file.read_text())
+    spread = float(np.median(list(sigma.values())))
+    shared = {k: round(v, 4) for k, v in pooled.items()}
+    for name, entry in data["stacks"].items():
+        entry["sigma"] = round(sigma.get(name, max(1.3 * spread, 0.1)), 4)
+        entry["adjust"] = shared
+        if name in fitted:
+            stack = fitted[name]
+            entry["fitted"] = {n: float(f"{getattr(stack, n):.5g}") for n in FITTED}
+            entry["adjust"] = shared | {k: round(v, 4) for k, v in stack.adjust}
+            entry["evidence"] = f"{counts[name]} measured runs; held-out MAPE {mape[name]:.1%}"
+    stamp = {"samples": path.name, "samples_sha256": digest, "date": datetime.now(UTC).date().isoformat()}
+    file.write_text(
+        json.dumps(data | {"provenance": stamp | {"num_samples": sum(counts.values())}}, indent=1) + "\n"
+    )
+    learned = {"provenance": stamp, "corrections": corrections}
+    (ROOT / "corrections.json").write_text(json.dumps(learned, indent=1) + "\n")
+
+
+def main() -> None:
+    """Fit, print, and write when asked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+    runs, samples = load(arguments.runs)
+    bases = {n: find_stack(n, fitted=False) for n in stack_names()}
+    names = sorted(set(samples.stack.tolist()))
+    counts = {n: int((samples.stack == n).sum()) for n in names}
+    tried = tuple(n for n in names if counts[n] >= MIN_RUNS_TO_LEARN)
+    analytic, corrected = held_out(runs, samples, bases, tried)
+    size = {n: np.abs(np.log(p / samples.measured_s)) for n, p in (("a", analytic), ("c", corrected))}
+    wins = tuple(
+        n for n in tried if size["c"][samples.stack == n].mean() < 0.97 * size["a"][samples.stack == n].mean()
+    )
+    final = np.where(np.isin(samples.stack, wins), corrected, analytic)
+    report("analytic model, held out by group", runs, analytic, samples.measured_s)
+    report(
+        f"with learned corrections ({', '.join(wins) or 'none'}), held out by group",
+        runs,
+        final,
+        samples.measured_s,
+    )
+    fitted, pooled = fit_stacks(bases, samples, np.arange(len(runs)))
+    mine = {n: samples.stack == n for n in names}
+    sigma = {n: sigma_of(analytic[mine[n]], samples.measured_s[mine[n]]) for n in names if counts[n] >= 5}
+    mape = {n: float(np.abs(final[mine[n]] / samples.measured_s[mine[n]] - 1).mean()) for n in names}
+    corrections: dict[str, object] = {}
+    for name in wins:
+        rows = np.flatnonzero(mine[name])
+        base = predict_stacks(fitted, pooled, samples, rows)
+        features = features_of(runs, samples, rows, fitted, pooled)
+        spread = sigma_of(corrected[rows], samples.measured_s[rows])
+        fit = learn(features, np.log(samples.measured_s[rows] / base), spread)
+        corrections[name] = {
+            "num_samples": len(rows),
+            "held_out_mape_frac": round(mape[name], 5),
+            "sigma": round(fit.sigma, 5),
+            "low": fit.low.round(6).tolist(),
+            "high": fit.high.round(6).tolist(),
+            "trees": fit.trees.to_json(),
+        }
+    if arguments.write:
+        write(arguments.runs, fitted, pooled, sigma, counts, corrections, mape)
+        print(f"written to {ROOT}")
+
+
+if __name__ == "__main__":
+    main()
