@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from hardware.errors import InfeasibleError
 from planner.simulate.engine import Engine
+from planner.simulate.lifecycle import Lifecycle
 from planner.simulate.requests import RequestTable
 from planner.simulate.routers import Target, make_router
 from planner.simulate.settings import Role
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from costmodels.traces import Trace
     from planner.simulate.fleet import EngineSpec, Fleet, Pool
 
-__all__ = ["Raw", "simulate"]
+__all__ = ["Raw", "Simulation", "simulate"]
 
 _NEVER = float("inf")
 
@@ -51,10 +52,12 @@ def simulate(fleet: Fleet, trace: Trace, *, seed: int = 0) -> Raw:
     InfeasibleError
         if some request fits in no engine that may take it.
     """
-    return _Simulation(fleet, trace, seed).run()
+    return Simulation(fleet, trace, seed).run()
 
 
-class _Simulation:
+class Simulation:
+    """One replay: the state of the fleet and the heap of what happens next."""
+
     def __init__(self, fleet: Fleet, trace: Trace, seed: int) -> None:
         self.fleet = fleet
         self.trace = trace
@@ -83,17 +86,18 @@ class _Simulation:
         self.num_transfers = 0
         self.transfer_s = 0.0
         self.split = any(p.engine.role is Role.PREFILL for p in fleet.pools)
+        self.units: list[list[list[int]]] = [[] for _ in fleet.pools]
         for i, pool in enumerate(fleet.pools):
             self._build_pool(i, pool)
         self.route = make_router(fleet.router, self.table, fleet)
         self.route_decode = make_router(fleet.decode_router, self.table, fleet)
         self.entry: list[Target] = []
         self.decode_entry: list[Target] = []
-        self._refresh_targets()
-        self._plan_scaling()
-        self._plan_failures(seed)
+        self.refresh_targets()
+        self.lifecycle = Lifecycle(self, seed)
 
     def run(self) -> Raw:
+        """Return the outcome after the last request has finished."""
         self._check_fits()
         arrival_s = self.table.arrival_s
         count = len(arrival_s)
@@ -107,7 +111,7 @@ class _Simulation:
                 action(what)
             elif request < count:
                 self.now_s = next_s
-                self._arrive(request)
+                self.arrive(request)
                 request += 1
                 next_s = arrival_s[request] if request < count else _NEVER
             else:
@@ -130,30 +134,38 @@ class _Simulation:
         )
 
     def _build_pool(self, index: int, pool: Pool) -> None:
+        """Make every engine that the pool may ever run; the lanes of a pipeline are engines of one unit."""
+        spec = pool.engine
+        lanes = spec.num_lanes
+        settings = replace(spec.settings, max_seqs=-(-spec.settings.max_seqs // lanes))
+        swap = spec.kv_bytes_per_token / spec.host_bytes_per_s if spec.host_bytes_per_s else 0.0
         for number in range(pool.num_engines):
-            spec = pool.engine
-            engine = Engine(
-                len(self.engines),
-                settings=spec.settings,
-                timer=spec.timer,
-                table=self.table,
-                kv_tokens=spec.kv_tokens,
-                num_ranks=spec.num_ranks,
-                role=spec.role,
-                swap_s_per_token=spec.kv_bytes_per_token / spec.host_bytes_per_s
-                if spec.host_bytes_per_s
-                else 0.0,
-            )
             on = number < pool.count
-            self.targets.append([Target(engine.index, i, rank, index) for i, rank in enumerate(engine.ranks)])
-            self.engines.append(engine)
-            self.specs.append(spec)
-            self.pool_of.append(index)
-            self.up.append(on)
-            self.draining.append(False)
-            self.on_since.append(self.table.arrival_s[0] if on else _NEVER)
-            self.paid_s.append([])
-            self.link_free_s.append(0.0)
+            gate = [0.0] if lanes > 1 else None
+            self.units[index].append(list(range(len(self.engines), len(self.engines) + lanes)))
+            for _ in range(lanes):
+                engine = Engine(
+                    len(self.engines),
+                    settings=settings,
+                    timer=spec.timer,
+                    table=self.table,
+                    kv_tokens=spec.kv_tokens // lanes,
+                    num_ranks=spec.num_ranks,
+                    role=spec.role,
+                    swap_s_per_token=swap,
+                    gate=gate,
+                    num_stages=lanes,
+                )
+                ranks = enumerate(engine.ranks)
+                self.targets.append([Target(engine.index, i, rank, index) for i, rank in ranks])
+                self.engines.append(engine)
+                self.specs.append(spec)
+                self.pool_of.append(index)
+                self.up.append(on)
+                self.draining.append(False)
+                self.on_since.append(self.table.arrival_s[0] if on else _NEVER)
+                self.paid_s.append([])
+                self.link_free_s.append(0.0)
 
     def _check_fits(self) -> None:
         table = self.table
@@ -169,11 +181,13 @@ class _Simulation:
                 )
                 raise InfeasibleError(message, ("kv_tokens",))
 
-    def _at(self, at_s: float, action: Callable[[Any], None], what: object = None) -> None:
+    def at(self, at_s: float, action: Callable[[Any], None], what: object = None) -> None:
+        """Put an action on the heap."""
         self.order += 1
         heappush(self.heap, (at_s, self.order, action, what))
 
-    def _refresh_targets(self) -> None:
+    def refresh_targets(self) -> None:
+        """List again which ranks take new requests, after an engine has come or gone."""
         able = [
             target
             for i, targets in enumerate(self.targets)
@@ -183,7 +197,8 @@ class _Simulation:
         self.entry = [t for t in able if self.specs[t.engine].role is not Role.DECODE]
         self.decode_entry = [t for t in able if self.specs[t.engine].role is Role.DECODE]
 
-    def _arrive(self, request: int) -> None:
+    def arrive(self, request: int) -> None:
+        """Route a request and let its engine take it as soon as its running event can end."""
         targets = self.entry
         if len(targets) > 1:
             targets = self._able(request, targets)
@@ -198,10 +213,10 @@ class _Simulation:
         if not engine.busy:
             target.rank.waiting.append(request)
             if engine.plan(self.now_s):
-                self._at(engine.end_s, self._engine_event, index)
+                self.at(engine.end_s, self._engine_event, index)
             return
         if engine.interrupt(self.now_s, request, target.rank_index):
-            self._at(engine.end_s, self._engine_event, index)
+            self.at(engine.end_s, self._engine_event, index)
         target.rank.waiting.append(request)
 
     def _able(self, request: int, targets: list[Target]) -> list[Target]:
@@ -230,16 +245,17 @@ class _Simulation:
             for target in self.targets[index]:
                 self._start_transfers(target)
         if engine.plan(self.now_s):
-            self._at(engine.end_s, self._engine_event, index)
+            self.at(engine.end_s, self._engine_event, index)
         elif self.draining[index] and engine.outstanding == 0:
-            self._turn_off(index)
+            self.lifecycle.turn_off_if_empty(index)
 
-    def _wake(self, index: int) -> None:
+    def wake(self, index: int) -> None:
+        """Let an idle engine look for work."""
         if not self.engines[index].busy:
             self._after_change(index)
 
     def _hand_over(self, request: int, index: int) -> None:
-        """Choose the decode engine of a prefilled request; its cache stays where it is until it can be sent."""
+        """Choose the decode engine of a prefilled request; its cache stays until it can be sent."""
         self.table.prefill_engine[request] = index
         targets = self._able(request, self.decode_entry)
         if not targets:
@@ -249,7 +265,12 @@ class _Simulation:
         target.routed += 1
         self.table.engine[request] = target.engine
         target.rank.pending.append(request)
-        self._start_transfers(target)
+        engine = self.engines[target.engine]
+        if not engine.busy:
+            self._start_transfers(target)
+        elif engine.interrupt(self.now_s, request, target.rank_index):
+            # Memory is given out between iterations only: the running ones count on what is free.
+            self.at(engine.end_s, self._engine_event, target.engine)
 
     def _start_transfers(self, target: Target) -> None:
         """Send every cache for which the target has memory, first come first served on each link."""
@@ -272,7 +293,7 @@ class _Simulation:
                 self.shared_free_s = end_s
             self.num_transfers += 1
             self.transfer_s += end_s + latency_s - self.now_s
-            self._at(end_s + latency_s, self._cache_arrived, (request, self.table.restarts[request], target))
+            self.at(end_s + latency_s, self._cache_arrived, (request, self.table.restarts[request], target))
 
     def _cache_arrived(self, what: tuple[int, int, Target]) -> None:
         request, restarts, target = what
@@ -281,127 +302,17 @@ class _Simulation:
         source = self.table.prefill_engine[request]
         self._prefill_rank(request, source).release_handed_over(request)
         target.rank.receive(request)
-        self._wake(source)
-        self._wake(target.engine)
+        self.wake(source)
+        self.wake(target.engine)
 
     def _prefill_rank(self, request: int, index: int) -> Any:
         return next(t.rank for t in self.targets[index] if t.rank.holds(request))
 
-    def _plan_scaling(self) -> None:
-        for i, pool in enumerate(self.fleet.pools):
-            for step in pool.schedule:
-                self._at(self.table.arrival_s[0] + step.at_s, self._scale_to, (i, step.count))
-            if pool.reactive:
-                self._at(self.table.arrival_s[0] + pool.reactive.interval_s, self._react, i)
-
-    def _scale_to(self, what: tuple[int, int]) -> None:
-        pool_index, wanted = what
-        pool = self.fleet.pools[pool_index]
-        wanted = min(max(wanted, pool.min_count), pool.num_engines)
-        mine = [i for i, p in enumerate(self.pool_of) if p == pool_index]
-        on = [i for i in mine if self.on_since[i] < _NEVER and not self.draining[i]]
-        spare = [i for i in mine if self.draining[i]] + [i for i in mine if self.on_since[i] == _NEVER]
-        for i in spare[: max(wanted - len(on), 0)]:
-            if self.draining[i]:
-                self.draining[i] = False
-            else:
-                self.on_since[i] = self.now_s
-                self._at(self.now_s + pool.start_up_s, self._come_up, i)
-        for i in on[wanted:][::-1]:
-            self.draining[i] = True
-            if self.engines[i].outstanding == 0:
-                self._turn_off(i)
-        self._refresh_targets()
-        self._route_held()
-
-    def _react(self, pool_index: int) -> None:
-        pool = self.fleet.pools[pool_index]
-        rule = pool.reactive
-        if rule is None or not self.num_left:
-            return
-        mine = [i for i, p in enumerate(self.pool_of) if p == pool_index]
-        on = [i for i in mine if self.on_since[i] < _NEVER and not self.draining[i]]
-        waiting = len(self.unrouted)
-        load = (sum(self.engines[i].outstanding for i in on) + waiting) / max(len(on), 1)
-        if load > rule.add_above or not on:
-            self._scale_to((pool_index, len(on) + rule.step))
-        elif load < rule.remove_below:
-            self._scale_to((pool_index, len(on) - rule.step))
-        self._at(self.now_s + rule.interval_s, self._react, pool_index)
-
-    def _come_up(self, index: int) -> None:
-        if self.on_since[index] == _NEVER:
-            return
-        self.up[index] = True
-        self._refresh_targets()
-        self._route_held()
-
-    def _turn_off(self, index: int) -> None:
-        self.paid_s[index].append((self.on_since[index], self.now_s))
-        self.on_since[index] = _NEVER
-        self.up[index] = self.draining[index] = False
-
-    def _route_held(self) -> None:
+    def route_held(self) -> None:
         """Route requests that found no engine up."""
         held, self.unrouted = self.unrouted, deque()
         for request in held:
             if self.table.prefill_engine[request] >= 0 and self.split:
                 self._hand_over(request, self.table.prefill_engine[request])
             else:
-                self._arrive(request)
-
-    def _plan_failures(self, seed: int) -> None:
-        names = [pool.name for pool in self.fleet.pools]
-        start_s = self.table.arrival_s[0]
-        for failure in self.fleet.failures:
-            if failure.pool in names:
-                pool = names.index(failure.pool)
-                mine = [i for i, p in enumerate(self.pool_of) if p == pool]
-                if failure.engine < len(mine):
-                    self._at(start_s + failure.at_s, self._fail, (mine[failure.engine], failure.down_s))
-        mean_s = self.fleet.mean_time_between_failures_s
-        if mean_s:
-            span_s = self.table.arrival_s[-1] - start_s
-            for i in range(len(self.engines)):
-                rng = np.random.default_rng((seed, i))
-                at_s = float(rng.exponential(mean_s))
-                while at_s < span_s:
-                    self._at(start_s + at_s, self._fail, (i, self.fleet.repair_s))
-                    at_s += self.fleet.repair_s + float(rng.exponential(mean_s))
-
-    def _fail(self, what: tuple[int, float]) -> None:
-        index, down_s = what
-        if not self.up[index]:
-            return
-        lost = self._lost_with(index)
-        self.up[index] = False
-        self._refresh_targets()
-        for request in lost:
-            self.table.restart(request)
-            self.table.prefill_engine[request] = -1
-        self._at(self.now_s + down_s, self._come_up, index)
-        for request in lost:
-            self._arrive(request)
-        for other in range(len(self.engines)):
-            self._wake(other)
-
-    def _lost_with(self, index: int) -> list[int]:
-        """Clear the engine; return its requests and those whose cache it was sending or receiving."""
-        table = self.table
-        engine = self.engines[index]
-        moving = [r for t in self.targets[index] for r in (*t.rank.held_requests(), *t.rank.pending)]
-        lost = dict.fromkeys(engine.fail())
-        for request in moving:
-            lost.setdefault(request, None)
-        if self.split:
-            for request in lost:
-                self._forget_elsewhere(request, index)
-        return [r for r in lost if table.finish_s[r] == _NEVER]
-
-    def _forget_elsewhere(self, request: int, failed: int) -> None:
-        """Free what a lost request holds on the engine at the other end of its transfer."""
-        for index in (self.table.prefill_engine[request], self.table.engine[request]):
-            if index < 0 or index == failed:
-                continue
-            for target in self.targets[index]:
-                target.rank.forget(request)
+                self.arrive(request)

@@ -43,7 +43,9 @@ class Engine:
 
     __slots__ = (
         "_first_s",
+        "_gate",
         "_growth_s",
+        "_num_stages",
         "_stalled_s",
         "_start_s",
         "_swap_s_per_token",
@@ -67,8 +69,12 @@ class Engine:
         num_ranks: int = 1,
         role: Role,
         swap_s_per_token: float = 0.0,
+        gate: list[float] | None = None,
+        num_stages: int = 1,
     ) -> None:
         self.index = index
+        self._gate = gate
+        self._num_stages = num_stages
         self.ranks = [Rank(settings, kv_tokens, table, role) for _ in range(num_ranks)]
         self._timer = timer
         self._swap_s_per_token = swap_s_per_token
@@ -155,6 +161,10 @@ class Engine:
         return sum(rank.outstanding for rank in self.ranks)
 
     def _start(self, now_s: float, ticks: int, first_s: float, growth_s: float) -> None:
+        if self._gate is not None:
+            # The lanes of a pipeline share its first stage, which is busy for an equal part of an iteration.
+            now_s = max(now_s, self._gate[0])
+            self._gate[0] = now_s + first_s / self._num_stages
         self._ticks = ticks
         self._start_s = now_s
         self._first_s = first_s

@@ -17,7 +17,7 @@ class EngineSpec:
     timer: StepTimer = field(compare=False)
     kv_tokens: int
     """Cache capacity of one rank, in tokens."""
-    settings: EngineSettings = EngineSettings()
+    settings: EngineSettings = field(default_factory=EngineSettings)
     role: Role = Role.BOTH
     num_ranks: int = 1
     """Data-parallel ranks that step together (expert parallelism over attention replicas)."""

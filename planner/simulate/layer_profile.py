@@ -146,7 +146,8 @@ def read_layer_profile(prefix: str | Path) -> LayerProfile:
     head = _by_name(_read(prefix, "per_sequence", ("layer", "sequences", "time_us")))
     missing = [name for name in ("qkv_proj", "o_proj", "layernorm") if name not in dense]
     if missing:
-        raise SpecError(f"{prefix}_dense", [f"layer {name} is missing" for name in missing])
+        where = f"{prefix}_dense"
+        raise SpecError(where, [f"layer {name} is missing" for name in missing])
     points = {tuple(float(x) for x in row[:4]): float(row[4]) * 1e-6 for row in attention}
     prefill = _plane({(c, h): t for (c, h, n, _), t in points.items() if n == 0})
     decode = _plane({(n, kv): t for (c, _, n, kv), t in points.items() if c == 0})

@@ -119,7 +119,9 @@ def timeline(raw: Raw, *, num_points: int = 200) -> dict[str, Any]:
         for number, engine in enumerate(raw.engines):
             if raw.pool_of[number] != index:
                 continue
-            on += sum((_overlap(edges, start, end) for start, end in raw.paid_s[number]), np.zeros(num_points))
+            on += sum(
+                (_overlap(edges, start, end) for start, end in raw.paid_s[number]), np.zeros(num_points)
+            )
             for rank, log in zip(engine.ranks, _logs(raw, number), strict=True):
                 blocks = rank.num_blocks
                 start, end = log[:, _COLUMN["start_s"]], log[:, _COLUMN["end_s"]]
@@ -127,13 +129,13 @@ def timeline(raw: Raw, *, num_points: int = 200) -> dict[str, Any]:
                 series["waiting"] += _time_mean(edges, start, end, log[:, _COLUMN["waiting"]])
                 series["used_blocks"] += _time_mean(edges, start, end, log[:, _COLUMN["used_blocks"]])
                 series["busy"] += _time_mean(edges, start, end, np.ones(len(log))) / len(engine.ranks)
-        ranks = np.maximum(on, 1e-9) * pool.engine.num_ranks * pool.engine.num_lanes
+        ranks = np.maximum(on, 1e-9) * pool.engine.num_ranks
         pools[pool.name] = {
             "running": series["running"].tolist(),
             "waiting": series["waiting"].tolist(),
             "kv_frac": (series["used_blocks"] / (ranks * blocks)).tolist(),
             "busy_frac": (series["busy"] / np.maximum(on, 1e-9)).tolist(),
-            "engines_on": on.tolist(),
+            "engines_on": (on / pool.engine.num_lanes).tolist(),
         }
     return {"at_s": ((edges[:-1] + edges[1:]) / 2).tolist(), "pools": pools}
 
@@ -148,7 +150,7 @@ def _spread(values: Floats) -> dict[str, float] | None:
 
 
 def _slo(seen: Latencies, slo: Slo) -> dict[str, Any]:
-    """Return the share of requests within all targets, within each, and the target that is nearest or worst."""
+    """Return the share of requests within all targets and within each, and the target that binds."""
     within = np.ones(len(seen.request), dtype=bool)
     by_target, at_percentile, use = {}, {}, {}
     for name, target_s in slo.targets.items():
@@ -191,7 +193,11 @@ def _token_gaps(raw: Raw) -> dict[str, float] | None:
     order = np.argsort(gap_s)
     rank = np.cumsum(weight[order])
     at = {f"p{q}": float(gap_s[order][np.searchsorted(rank, q / 100 * total)]) for q in _PERCENTILES}
-    return {"mean": float((gap_s * weight).sum() / total), **at, "max": float(gap_s[order][weight[order] > 0][-1])}
+    return {
+        "mean": float((gap_s * weight).sum() / total),
+        **at,
+        "max": float(gap_s[order][weight[order] > 0][-1]),
+    }
 
 
 def _longest_gaps(raw: Raw) -> Floats:
@@ -227,9 +233,8 @@ def _range_max(values: Floats, low: npt.NDArray[np.intp], high: npt.NDArray[np.i
 
 def _cost_usd(raw: Raw) -> float:
     hours = [sum(end - start for start, end in spans) / 3600.0 for spans in raw.paid_s]
-    return sum(
-        h * raw.fleet.pools[pool].engine.usd_per_hour for h, pool in zip(hours, raw.pool_of, strict=True)
-    )
+    specs = [raw.fleet.pools[pool].engine for pool in raw.pool_of]
+    return sum(h * spec.usd_per_hour / spec.num_lanes for h, spec in zip(hours, specs, strict=True))
 
 
 def _energy_j(raw: Raw) -> float | None:
@@ -245,9 +250,11 @@ def _energy_j(raw: Raw) -> float | None:
             busy_s = log[:, _COLUMN["end_s"]] - log[:, _COLUMN["start_s"]]
             prefill_s = float(busy_s[log[:, _COLUMN["prefill_tokens"]] > 0].sum())
             decode_s = float(busy_s.sum()) - prefill_s
-            over_idle_j = (spec.prefill_w - spec.idle_w) * prefill_s + (spec.decode_w - spec.idle_w) * decode_s
-            total_j += over_idle_j / len(logs)
-        total_j += spec.idle_w * on_s
+            over_idle_j = (spec.prefill_w - spec.idle_w) * prefill_s + (
+                spec.decode_w - spec.idle_w
+            ) * decode_s
+            total_j += over_idle_j / len(logs) / spec.num_lanes
+        total_j += spec.idle_w * on_s / spec.num_lanes
     return total_j
 
 
@@ -269,14 +276,19 @@ def _pools(raw: Raw) -> list[dict[str, Any]]:
                 blocks = rank.num_blocks
                 busy_s = log[:, _COLUMN["end_s"]] - log[:, _COLUMN["start_s"]]
                 used, waiting = log[:, _COLUMN["used_blocks"]], log[:, _COLUMN["waiting"]]
-                totals += [busy_s.sum(), busy_s @ log[:, _COLUMN["num_seqs"]], busy_s @ used, busy_s @ waiting]
+                totals += [
+                    busy_s.sum(),
+                    busy_s @ log[:, _COLUMN["num_seqs"]],
+                    busy_s @ used,
+                    busy_s @ waiting,
+                ]
                 peak_kv = max(peak_kv, float(used.max(initial=0.0)) / rank.num_blocks)
                 peak_waiting = max(peak_waiting, float(waiting.max(initial=0.0)))
         span = max(on_s * ranks, 1e-9)
         rows.append(
             {
                 "name": pool.name,
-                "engines": len(mine),
+                "engines": len(mine) // pool.engine.num_lanes,
                 "requests": int(routed[mine].sum()),
                 "busy_frac": float(totals[0] / span),
                 "mean_batch": float(totals[1] / max(totals[0], 1e-9)),
@@ -300,6 +312,8 @@ def _time_mean(edges: Floats, start: Floats, end: Floats, value: Floats) -> Floa
     if not len(start):
         return np.zeros(len(edges) - 1)
     points = np.stack([start, end], axis=1).ravel()
-    area = np.concatenate(([0.0], np.cumsum(np.stack([value * (end - start), np.zeros(len(start))], 1).ravel())))
+    area = np.concatenate(
+        ([0.0], np.cumsum(np.stack([value * (end - start), np.zeros(len(start))], 1).ravel()))
+    )
     total = np.interp(edges, points, area[:-1])
     return np.diff(total) / np.diff(edges)

@@ -51,8 +51,8 @@ class Rank:
         "_ends",
         "_entered",
         "_growth",
-        "_longest_from",
         "_held",
+        "_longest_from",
         "_now_s",
         "_reserved_blocks",
         "_settings",
@@ -218,6 +218,8 @@ class Rank:
         """Return whether a newly arrived request could join the next iteration."""
         if self.waiting or self.num_running >= self._settings.max_seqs:
             return False
+        if self.pending and self.pending[0] != request:
+            return False
         blocks = -(-self._table.target_tokens[request] // self._block_tokens)
         return blocks <= self.free_blocks - self._watermark_blocks
 
@@ -277,10 +279,6 @@ class Rank:
             self._preempt()
             preempted = -1
         self._reserved_blocks = needed if self.decodes else 0
-        limit = self._settings.max_decode_context_tokens
-        while limit and len(self.decodes) > 1 and self.kv_tokens > limit:
-            self._preempt()
-            preempted = -1
         return preempted
 
     def _longest(self) -> float:

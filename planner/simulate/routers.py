@@ -48,7 +48,7 @@ def _least_outstanding(_: int, targets: Sequence[Target], __: float) -> Target:
 
 
 def _vllm(_: int, targets: Sequence[Target], __: float) -> Target:
-    """vLLM's own balancer of data-parallel ranks: four times the waiting plus the running requests."""
+    """VLLM's own balancer of data-parallel ranks: four times the waiting plus the running requests."""
     return min(targets, key=lambda t: 4 * len(t.rank.waiting) + t.rank.num_running)
 
 

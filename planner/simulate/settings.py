@@ -12,7 +12,7 @@ class Batching(StrEnum):
     """What one iteration may hold."""
 
     CHUNKED = "chunked"
-    """Running decodes, then running prefills, then waiting prompts, up to the token budget; prompts are cut."""
+    """Running decodes, then running prefills, then waiting prompts, up to the budget; prompts are cut."""
     MIXED = "mixed"
     """As above with whole prompts only (Orca's iteration-level batching)."""
     PREFILL_FIRST = "prefill-first"
@@ -48,7 +48,7 @@ class Speculation:
 
     @property
     def tokens_per_step(self) -> float:
-        """Expected tokens per iteration and sequence, (1 - a^(k+1)) / (1 - a); Leviathan et al., ICML 2023."""
+        """Expected tokens per iteration: (1 - a^(k+1)) / (1 - a), Leviathan et al., ICML 2023."""
         a = self.acceptance_frac
         return float((1.0 - a ** (self.num_tokens + 1)) / (1.0 - a))
 
@@ -73,7 +73,7 @@ class EngineSettings:
     prefix_caching: bool = True
     speculation: Speculation | None = None
     max_decode_context_tokens: int = 0
-    """Cached tokens that one decode batch may hold; 0 is no limit (DistServe uses 50,000)."""
+    """Cached tokens at which no further sequence starts to decode; 0 is no limit (DistServe uses 50,000)."""
 
     def __post_init__(self) -> None:
         for name in ("token_budget", "max_seqs", "block_tokens"):
@@ -107,7 +107,7 @@ POLICIES = {
         batching=Batching.PREFILL_FIRST, token_budget=8192, watermark_frac=0.01, prefix_caching=False
     ),
 }
-"""Named starting points: vLLM v1, Sarathi-Serve (OSDI 2024), Orca (OSDI 2022), vLLM v0 and DistServe workers."""
+"""Named starting points: vLLM v1, Sarathi-Serve (OSDI 2024), Orca (OSDI 2022), vLLM v0 and DistServe."""
 
 
 def engine_settings(policy: str, **changes: object) -> EngineSettings:

@@ -62,6 +62,10 @@ class StepTimer(Protocol):
         """Return the time of one iteration of ranks that wait for each other."""
         ...
 
+    def prompt_bound_s(self, prompt_tokens: float) -> float:
+        """Return a time that a prompt takes at the least, however it is batched."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skew:
@@ -169,6 +173,11 @@ class GridTimer:
             if load.prefill_tokens or load.num_seqs
         )
 
+    def prompt_bound_s(self, prompt_tokens: float) -> float:
+        """Return the prompt's tokens at the best time per token of any iteration without context."""
+        block = self._blocks.get((0, 0)) or self._block(0, 0)
+        return prompt_tokens * min(row[0] / n for row, n in zip(block, self._prefill_nodes, strict=True))
+
     def _inside(self, block: list[list[float]], tokens: float, context: float) -> float:
         """Return the bilinear value; a negative context (several short prompts) extends the first cell."""
         nodes = self._prefill_nodes
@@ -260,6 +269,11 @@ class AffineTimer:
             if x.prefill_tokens or x.num_seqs
         )
 
+    def prompt_bound_s(self, prompt_tokens: float) -> float:
+        """Return the parts that grow with the prompt; constants could be shared by many prompts."""
+        _, b, c = self.prefill
+        return prompt_tokens * (b + c * prompt_tokens + self.overhead_per_token_s)
+
 
 class SumTimer:
     """A rank's own time, plus a time that depends on the tokens of all ranks together (expert layers)."""
@@ -280,3 +294,7 @@ class SumTimer:
         """Return the slowest rank's own time plus the shared time of all tokens."""
         tokens = [load.prefill_tokens + load.num_seqs for load in loads]
         return self._own.lockstep_s(loads) + self._shared_s(tokens)
+
+    def prompt_bound_s(self, prompt_tokens: float) -> float:
+        """Return the bound of the rank's own time."""
+        return self._own.prompt_bound_s(prompt_tokens)
