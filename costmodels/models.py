@@ -6,7 +6,8 @@ A model file is a Hugging Face `config.json`, or YAML (or JSON) with one of thes
 - `transformer`: the fields of `TransformerSpec`;
 - `operators`: a network of operators (`costmodels.graph_import.operator_graph`).
 
-A `.pt2` file is a program saved by `torch.export.save`, which needs torch to be read.
+A `.pt2` file is a program saved by `torch.export.save`; it needs torch to be read, as an `.onnx` file needs
+the package onnx.
 
 The catalogue holds one model file per model, `aliases.yaml` its other names. Only the asked model's file is
 read.
@@ -29,7 +30,7 @@ __all__ = ["find_model", "model_aliases", "model_names", "published_params", "re
 
 _KINDS = ("config", "transformer", "operators")
 _NOTES = ("name", "source", "published_params")
-_SUFFIXES = (".json", ".yaml", ".yml", ".pt2")
+_SUFFIXES = (".json", ".yaml", ".yml", ".pt2", ".onnx")
 
 
 def _folder() -> Traversable:
@@ -99,6 +100,10 @@ def read_model_file(path: Path | str) -> ModelGraph:
         from costmodels.graph_import.torch_export import read_torch_export
 
         return read_torch_export(file)
+    if file.suffix.lower() == ".onnx":
+        from costmodels.graph_import.onnx_file import read_onnx
+
+        return read_onnx(file)
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

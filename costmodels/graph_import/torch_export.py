@@ -21,7 +21,6 @@ import networkx as nx
 
 from costmodels.graph import (
     Attention,
-    Elementwise,
     Embedding,
     Generic,
     Matmul,
@@ -31,6 +30,7 @@ from costmodels.graph import (
     Split,
 )
 from costmodels.graph_import.operator_graph import model_from_digraph
+from costmodels.graph_import.per_token import vector_operator, work_operator
 from costmodels.graph_import.torch_operators import (
     KEEPS_NOTHING,
     MADE,
@@ -203,13 +203,13 @@ class _Reader:
 
     def _generic(self, node: Any, sources: list[Any], flops: float) -> Generic:
         read = sum(_size(s) for s in sources if s not in self.weights)
-        return Generic(
-            name=node.name,
-            flops=flops / self.num_tokens,
-            reads=read / self.num_tokens,
-            writes=_size(node) / self.num_tokens,
-            saved=read / self.num_tokens,
+        return work_operator(
+            node.name,
+            flops=flops,
+            read=read,
+            written=_size(node),
             num_params=self._params(sources),
+            num_tokens=self.num_tokens,
         )
 
     def _product(self, op: str, node: Any, sources: list[Any]) -> Operator:
@@ -298,26 +298,14 @@ class _Reader:
         dropout = "dropout" in op and bool(_option(node, 2, "train", True))
         kept = 0 if op in KEEPS_NOTHING or "dropout" in op else read
         mask = _size(node) if dropout else 0
-        counts = (read, _size(node), kept, mask)
-        if any(count % self.num_tokens for count in counts):
-            read_each, written, saved, _ = (count / self.num_tokens for count in counts)
-            # Kept bytes of a mask stand as half an element of 16 bits each.
-            return Generic(
-                name=node.name,
-                flops=0.0,
-                reads=read_each,
-                writes=written,
-                saved=saved + mask / 2 / self.num_tokens,
-                num_params=params,
-            )
-        each = [count // self.num_tokens for count in counts]
-        return Elementwise(
-            name=node.name,
-            reads=each[0],
-            writes=each[1],
-            saved=each[2],
-            saved_mask=each[3],
+        return vector_operator(
+            node.name,
+            read=read,
+            written=_size(node),
+            kept=kept,
+            mask=mask,
             num_params=params,
+            num_tokens=self.num_tokens,
         )
 
 
