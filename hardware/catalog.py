@@ -250,17 +250,19 @@ def _build_cluster(data: dict[str, Any], path: Path, catalogs: Dirs) -> Cluster:
     problems: list[str] = []
     devices: dict[str, Device] = {}
     for name, given in spec.devices.items():
-        with _gathering(problems):
+        with _gathering(problems, where):
             devices[name] = device_from({"name": name, **given}, where, prefix=f"devices.{name}")
     nodes: dict[str, NodeTemplate] = {}
     for name, given in spec.nodes.items():
-        with _gathering(problems):
+        with _gathering(problems, where):
             node_spec = validate(NodeFile, {"name": name, **given}, where, prefix=f"nodes.{name}")
+            if node_spec.device in spec.devices and node_spec.device not in devices:
+                continue  # the device's own problem is already told
             device = _device_of(node_spec.device, where, f"nodes.{name}.device", devices, catalogs)
             nodes[name] = build_node(node_spec, device, where, prefix=f"nodes.{name}")
     for index, group in enumerate(spec.groups):
         if group.node not in nodes and group.node not in spec.nodes:
-            with _gathering(problems):
+            with _gathering(problems, where):
                 nodes[group.node] = _node_of(group.node, where, f"groups.{index}.node", nodes, catalogs)
     if problems:
         raise SpecError(where, problems)
@@ -268,12 +270,13 @@ def _build_cluster(data: dict[str, Any], path: Path, catalogs: Dirs) -> Cluster:
 
 
 @contextmanager
-def _gathering(problems: list[str]) -> Iterator[None]:
-    """Add the problems of a SpecError raised inside to `problems` and go on."""
+def _gathering(problems: list[str], where: str) -> Iterator[None]:
+    """Add the problems of a SpecError raised inside to `problems` and go on; name another file's as such."""
     try:
         yield
     except SpecError as error:
-        problems.extend(error.problems)
+        origin = "" if error.where == where else f"{error.where}: "
+        problems.extend(f"{origin}{problem}" for problem in error.problems)
 
 
 def _node_of(
