@@ -4,7 +4,10 @@ from costmodels.cost_table import CostTable
 from costmodels.job import TrainingJob
 from costmodels.strategy import Strategy
 from hardware.cluster import Cluster
+from hardware.device import Device, Price
+from hardware.errors import OutOfDomainError
 from hardware.levels import LinkKind
+from hardware.pricing import device_price
 from planner.plan import TrainingPrediction
 
 __all__ = ["training_diagnostics", "training_prediction"]
@@ -15,7 +18,7 @@ def training_prediction(costs: CostTable, row: int, cluster: Cluster) -> Trainin
     time_parts = {name: float(column[row]) for name, column in costs.time_parts().items()}
     memory_parts = {name: float(column[row]) for name, column in costs.memory.parts().items()}
     step_s = float(costs.step_s[row])
-    tdp_w = cluster.device.tdp_w
+    tdp_w, price = cluster.device.tdp_w, _price(cluster.device)
     return TrainingPrediction(
         step_s=step_s,
         step_low_s=float(costs.step_low_s[row]),
@@ -28,7 +31,29 @@ def training_prediction(costs: CostTable, row: int, cluster: Cluster) -> Trainin
         fits_probability=float(costs.fits_probability[row]),
         time_parts_s=time_parts,
         energy_j=None if tdp_w is None else tdp_w * cluster.num_devices * step_s,
+        cost_usd=None if price is None else price.usd_per_hour / 3600 * cluster.num_devices * step_s,
     )
+
+
+def _price(device: Device) -> Price | None:
+    try:
+        return device_price(device)
+    except OutOfDomainError:
+        return None
+
+
+def _money_note(device: Device) -> str:
+    price = _price(device)
+    if price is None:
+        return f"cost_usd is null: the catalogue knows no price of {device.name}"
+    source = f"{price.provider}, {price.product}, {price.date}"
+    return f"cost_usd at {price.usd_per_hour:g} USD per device and hour ({source})"
+
+
+def _energy_note(device: Device) -> str:
+    if device.tdp_w is None:
+        return f"energy_j is null: the rated power of {device.name} is not known"
+    return "energy_j assumes that every device draws its rated power during the whole step"
 
 
 def training_diagnostics(job: TrainingJob, cluster: Cluster, best: Strategy) -> tuple[str, ...]:
@@ -36,8 +61,8 @@ def training_diagnostics(job: TrainingJob, cluster: Cluster, best: Strategy) -> 
     notes = [
         f"software stack {job.stack}: kernels, launch overheads and overlap are those of this stack",
         f"optimizer {job.optimizer} with fp32 master weights and moments",
-        "energy_j assumes that every device draws its rated power during the whole step",
-        "cost_usd is null: no price is attached to the devices",
+        _energy_note(cluster.device),
+        _money_note(cluster.device),
     ]
     if job.model.max_seq_len is not None and job.seq_len > job.model.max_seq_len:
         notes.append(

@@ -12,57 +12,49 @@ from planner.cli.options import JsonOption
 __all__ = ["backtest_kernels", "backtest_memory", "backtest_train"]
 
 RunsArgument = Annotated[Path, typer.Argument(metavar="RUNS.csv", help="Measured runs.")]
-CalibrationOption = Annotated[
-    Path | None, typer.Option("--calibration", metavar="FILE", help="Coefficients to use instead of ours.")
-]
 ByOption = Annotated[str | None, typer.Option("--by", metavar="COLUMN", help="Show errors by this column.")]
 
 
 def backtest_train(
     runs: RunsArgument,
     by: ByOption = None,
-    calibration: CalibrationOption = None,
     json: JsonOption = False,
 ) -> None:
     """Compare predicted step times, ranks and feasibility with measured training runs."""
     with readable_errors():
         from costmodels.backtest_training import backtest_training
 
-        _print(backtest_training(runs, by=by, calibration=calibration), as_json=json)
+        _print(backtest_training(runs, by=by), as_json=json)
 
 
 def backtest_memory(
     runs: RunsArgument,
     by: ByOption = None,
-    calibration: CalibrationOption = None,
     json: JsonOption = False,
 ) -> None:
     """Compare predicted peak memory with measured runs."""
     with readable_errors():
         from costmodels.backtest_training import backtest_memory as compare
 
-        _print(compare(runs, by=by, calibration=calibration), as_json=json)
+        _print(compare(runs, by=by), as_json=json)
 
 
 def backtest_kernels(
     runs: RunsArgument,
     by: ByOption = None,
-    calibration: CalibrationOption = None,
     json: JsonOption = False,
 ) -> None:
     """Compare predicted kernel times with measured ones."""
     with readable_errors():
         from costmodels.backtest_kernels import backtest_kernels as compare
 
-        _print(compare(runs, by=by, calibration=calibration), as_json=json)
+        _print(compare(runs, by=by), as_json=json)
 
 
 def _print(result: Any, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json_module.dumps(result.to_json(), allow_nan=False))
         return
-    from planner.cli.render import print_table
+    from planner.cli.render import print_errors
 
-    rows = result.table_rows()
-    columns = list(rows[0])
-    print_table("", columns, ([str(row[c]) for c in columns] for row in rows))
+    print_errors(result.table_rows())

@@ -64,15 +64,17 @@ def clusters(
     """List clusters, or show one: its levels, and what rings, cuts and all-to-alls get."""
     with readable_errors():
         from hardware.catalog import cluster_names, find_cluster
-        from planner.cli.render_catalog import cluster_document, print_cluster, print_clusters
+        from hardware.figures import describe_cluster
+        from planner.cli.render_catalog import print_cluster, print_clusters
 
         dirs = tuple(catalog or ())
         if _shown(action, name, cluster_names(catalogs=dirs), paths=True) is None:
             found = [find_cluster(n, catalogs=dirs) for n in cluster_names(catalogs=dirs)]
-            _print([cluster_document(c) for c in found], json, lambda: print_clusters(found))
+            _print([c.name for c in found], json, lambda: print_clusters(found))
         else:
             cluster = find_cluster(str(name), number, catalogs=dirs)
-            _print(cluster_document(cluster), json, lambda: print_cluster(cluster))
+            document = describe_cluster(cluster)
+            _print(document, json, lambda: print_cluster(cluster, document))
 
 
 def models(action: ActionArgument = "list", name: NameArgument = None, json: JsonOption = False) -> None:

@@ -11,7 +11,7 @@ from costmodels.strategy import Recompute, Strategy
 from hardware.units import format_quantity
 from planner.plan import PlanFile, TrainingPlan, TrainingPrediction
 
-__all__ = ["console", "parts_text", "print_table", "print_training_plans", "strategy_words"]
+__all__ = ["console", "parts_text", "print_errors", "print_table", "print_training_plans", "strategy_words"]
 
 _MAX_RULES = 12
 
@@ -27,7 +27,9 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for i, name in enumerate(columns):
         numeric = all(row[i][:1] in "0123456789-.+" or row[i] in ("", "n/a") for row in cells)
-        table.add_column(name, justify="right" if numeric and cells else "left", overflow="fold")
+        table.add_column(
+            name, justify="right" if numeric and cells else "left", overflow="fold", no_wrap=i == 0
+        )
     for row in cells:
         table.add_row(*row)
     out = console()
@@ -79,6 +81,22 @@ def _prediction_words(p: TrainingPrediction) -> dict[str, str]:
     }
 
 
+def _figure(name: str, value: float | int | None) -> str:
+    if value is None:
+        return "n/a"
+    if name.endswith("_frac"):
+        return f"{100 * value:.2f} %"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def print_errors(rows: Sequence[tuple[str, Any]]) -> None:
+    """Print errors of predictions, one line per label; each value knows its figures (`to_json`)."""
+    figures = [(label, errors.to_json()) for label, errors in rows]
+    names = list(figures[0][1])
+    titles = ["", *(n.removesuffix("_frac").replace("_", " ") for n in names)]
+    print_table("", titles, ([label, *(_figure(n, e[n]) for n in names)] for label, e in figures))
+
+
 def print_training_plans(plan: PlanFile[TrainingPlan]) -> None:
     """Print the best configurations, where the best one's time and memory go, and what was searched."""
     out = console()
@@ -94,9 +112,9 @@ def print_training_plans(plan: PlanFile[TrainingPlan]) -> None:
     columns = [c for c in rows[0] if c not in idle]
     print_table("", columns, ([row[c] for c in columns] for row in rows))
     best = plan.plans[0].predicted
-    out.print(f"\ntime of #1:   {parts_text(best.time_parts_s, 's')}")
+    out.print(f"\ntime of #1:   {parts_text(best.time_parts_s, 's')}", soft_wrap=True)
     capacity = format_quantity(best.memory_capacity_bytes, "B")
-    out.print(f"memory of #1: {parts_text(best.memory_parts_bytes, 'B')}; of {capacity}")
+    out.print(f"memory of #1: {parts_text(best.memory_parts_bytes, 'B')}; of {capacity}", soft_wrap=True)
     _print_search(plan, out)
 
 

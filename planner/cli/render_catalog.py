@@ -13,7 +13,6 @@ from planner.cli.render import console, print_table
 from planner.plan_io import plan_document
 
 __all__ = [
-    "cluster_document",
     "model_document",
     "node_document",
     "print_cluster",
@@ -138,20 +137,6 @@ def print_node(node: NodeTemplate) -> None:
     print_table("links", ["between", "count", "technology", "each, one way", "shares"], rows)
 
 
-def cluster_document(cluster: Cluster) -> dict[str, Any]:
-    """Return a cluster as JSON types."""
-    return {
-        "name": cluster.name,
-        "num_devices": cluster.num_devices,
-        "num_nodes": cluster.num_nodes,
-        "groups": [
-            {"node": g.node.name, "device": g.node.device.name, "count": g.count, "fabrics": list(g.fabrics)}
-            for g in cluster.groups
-        ],
-        "levels": plan_document(cluster.levels),
-    }
-
-
 def print_clusters(found: Sequence[Cluster]) -> None:
     """Print one line per cluster."""
     rows = []
@@ -162,12 +147,34 @@ def print_clusters(found: Sequence[Cluster]) -> None:
     print_table("", ["cluster", "nodes", "a node holds", "devices"], rows)
 
 
-def print_cluster(cluster: Cluster) -> None:
-    """Print a cluster's groups, levels and the bandwidths that matter to collectives."""
+def print_cluster(cluster: Cluster, document: Mapping[str, Any]) -> None:
+    """Print a cluster's levels and what rings, cuts and all-to-alls get inside its nodes."""
     out = console()
     groups = ", ".join(f"{g.count} x {g.node.name} ({', '.join(g.fabrics)})" for g in cluster.groups)
     out.print(f"{cluster.name}: {cluster.num_devices} devices, {groups}\n")
     print_table("levels, inner to outer", _LEVEL_COLUMNS, _level_rows(cluster.levels))
+    for name, figures in document["nodes"].items():
+        out.print()
+        rows = [[label, _rate(figures[key])] for key, label in _FIGURES.items()]
+        print_table(f"inside one {name}, bounds from its links", ["figure", "one way"], rows)
+        for size, found in figures["tilings"].items():
+            tiles = "; ".join(
+                " ".join("{" + ",".join(map(str, t)) + "}" for t in f["tiles"]) for f in found[:4]
+            )
+            more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+            links = ", ".join(map(str, found[0]["internal_links"]))
+            out.print(f"best tiles of {size}: {tiles}{more} ({links} links inside)", soft_wrap=True)
+
+
+_FIGURES = {
+    "ring_bytes_per_s": "ring through all devices, bus bandwidth",
+    "bisection_bytes_per_s": "narrowest cut into halves",
+    "all_to_all_bytes_per_s_per_device": "all-to-all, sent by each device",
+}
+
+
+def _rate(value: float | None) -> str:
+    return "n/a" if value is None else format_quantity(value, "B/s")
 
 
 def _operators(model: ModelGraph) -> list[Operator]:
