@@ -117,7 +117,7 @@ def solve_stage_split(problem: StageSplitProblem) -> Outcome[StageSplitSolution]
 
 
 def _stage_times(problem: StageSplitProblem) -> Floats:
-    """Return the time of stage i with layers a to b, infinite where that is not allowed. shape (S, L+1, L+1)"""
+    """Return the time of stage i with layers a to b, infinite if not allowed. shape (S, L+1, L+1)"""
     num_stages, num_layers = problem.layer_s.shape
     prefix = np.zeros((num_stages, num_layers + 1))
     np.cumsum(problem.layer_s, axis=1, out=prefix[:, 1:])
