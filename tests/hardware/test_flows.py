@@ -1,5 +1,7 @@
 """Flows and paths against networkx on random machines."""
 
+import itertools
+
 import networkx as nx
 import pytest
 from hypothesis import given, settings
@@ -44,7 +46,7 @@ def test_flow_width_and_latency_agree_with_networkx(topology: Topology) -> None:
     width = widest_bytes_per_s(graph, first)[last]
     tree = nx.maximum_spanning_tree(flat.to_undirected(), weight="capacity")
     path = nx.shortest_path(tree, first, last)
-    assert width == min(tree[a][b]["capacity"] for a, b in zip(path, path[1:], strict=False))
+    assert width == min(tree[a][b]["capacity"] for a, b in itertools.pairwise(path))
     assert width <= flow
     latency = nx.shortest_path_length(topology.graph, first, last, weight="latency")
     assert latencies_s(topology, first)[last][0] == pytest.approx(latency)
