@@ -3,7 +3,7 @@
 Matrix products with a stored right side become `Matmul`, look-ups in a stored table `Embedding`, other
 products and convolutions `Generic` with their work. Shapes must be known: a dimension that the file leaves
 open is an error, as is an operator whose work is not known. Parameters are the stored floating-point tensors
-of at least one dimension; the running means and variances of batch norms are not.
+of more than one element, a stored mask included; the running means and variances of batch norms are not.
 """
 
 import math
@@ -96,6 +96,8 @@ class _Reader:
     makers: dict[str, tuple[str, ...]] = field(default_factory=dict)
     roots: dict[str, str] = field(default_factory=dict)
     """View of a stored tensor -> that tensor."""
+    constants: set[str] = field(default_factory=set)
+    """Tensors that do not depend on the inputs' values."""
     counted: set[str] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
 
@@ -107,7 +109,7 @@ class _Reader:
             self.shapes[info.name] = tuple(sizes) if known else None
         for tensor in graph.initializer:
             self.shapes[tensor.name] = tuple(tensor.dims)
-            self.stored[tensor.name] = tensor.data_type in _FLOATS and bool(tensor.dims)
+            self.stored[tensor.name] = tensor.data_type in _FLOATS and math.prod(tensor.dims) > 1
 
     def count_tokens(self, graph: Any) -> int:
         """Return the tokens of the first input."""
@@ -137,13 +139,12 @@ class _Reader:
         made = tuple(dict.fromkeys(m for name in sources for m in self.makers.get(name, ())))
         kind = node.op_type
         name = node.name or f"{kind}_{index}"
-        if (
-            kind in MADE
-            or kind in VIEWS
-            or all(s in self.stored or not self.makers_or_input(s) for s in sources)
-        ):
+        fixed = kind in MADE or all(s in self.stored or s in self.constants for s in sources)
+        if fixed or kind in VIEWS:
             for output in node.output:
-                self.makers[output] = () if kind in MADE else made
+                self.makers[output] = made
+                if fixed:
+                    self.constants.add(output)
                 if kind in VIEWS and sources and sources[0] in self.stored:
                     self.stored[output] = self.stored[sources[0]]
                     self.roots[output] = self.root(sources[0])
@@ -157,10 +158,6 @@ class _Reader:
         self.graph.add_edges_from((maker, name) for maker in made)
         for output in node.output:
             self.makers[output] = (name,)
-
-    def makers_or_input(self, name: str) -> bool:
-        """Return whether a tensor depends on the model's inputs."""
-        return name not in self.makers or bool(self.makers[name])
 
     def root(self, name: str) -> str:
         """Return the stored tensor that `name` shows."""

@@ -91,6 +91,13 @@ def test_a_convolutional_network_counts_per_sample(tmp_path: Path) -> None:
     assert model.num_params == 8 * 27 + 8 + 16 + 80 + 10
 
 
+def test_a_view_of_the_input_is_no_constant(tmp_path: Path) -> None:
+    given = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [2, 4, 8])
+    nodes = [node("Transpose", "x", "t", perm=[0, 2, 1]), node("MatMul", "t w", "y")]
+    model = find_model(str(save(tmp_path / "view.onnx", nodes, [weight("w", 4, 5)], given=given)))
+    assert sum(operator_flops(op, 1) for op in operators(model)) == 2 * 8 * 4 * 5
+
+
 def test_open_shapes_and_unknown_work_are_errors(tmp_path: Path) -> None:
     given = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 4])
     file = save(tmp_path / "open.onnx", [node("MatMul", "x w", "y")], [weight("w", 4, 4)], given=given)
