@@ -36,7 +36,7 @@ Count = Annotated[int, Field(ge=1)]
 class GroupEntry:
     """One line of `groups`."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     node: str
     count: Count
@@ -49,7 +49,7 @@ class GroupEntry:
 class ClusterFile:
     """A cluster as its file gives it."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     name: str
     groups: Annotated[tuple[GroupEntry, ...], Field(min_length=1)]

@@ -22,7 +22,7 @@ Confidence = Literal["read", "recalled", "derived"]
 class Source:
     """Where one number of a data file comes from."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     kind: Literal["datasheet", "measured", "assumed"]
     ref: str
@@ -35,7 +35,7 @@ class Source:
 class Price:
     """What one device costs per hour at one provider, on a date; it carries its own source."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     provider: str
     product: str
@@ -53,7 +53,7 @@ class Price:
 class Device:
     """One accelerator model. All peaks are dense; bandwidths are one way and per device."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     name: str
     """Catalogue name: lower case and hyphens."""

@@ -52,7 +52,7 @@ _NEAR_NAME = {kind: "group" if kind is FabricKind.DRAGONFLY else "leaf" for kind
 class Fabric:
     """One network that nodes attach to."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     name: str
     kind: FabricKind

@@ -58,7 +58,7 @@ PatternPair = tuple[str, str]
 class PartEntry:
     """One line of `parts`: a part, or `count` equal ones numbered from 0."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     id: str
     kind: PartKind
@@ -74,7 +74,7 @@ class PartEntry:
 class PoolEntry:
     """One line of `pools`."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     name: str
     bytes_per_s: BytesPerSecond
@@ -84,7 +84,7 @@ class PoolEntry:
 class LinkEntry:
     """One line of `links`: equal links between the parts that exactly one of four patterns names."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     technology: str
     bytes_per_s: BytesPerSecond
@@ -109,7 +109,7 @@ class LinkEntry:
 class NodeFile:
     """A node template as its file gives it."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     name: str
     device: str
