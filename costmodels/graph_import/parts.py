@@ -193,30 +193,24 @@ def _indexer(hidden: int, q_rank: int, indexer: SparseIndexer) -> tuple[Operator
     )
 
 
+def _latent_queries(spec: AttentionSpec, rank: int | None, queries: int) -> tuple[Operator, ...]:
+    if rank is None:
+        return (Matmul(name="q", in_features=spec.hidden, out_features=queries, split=Split.COLUMN),)
+    return (
+        Matmul(
+            name="q_down", in_features=spec.hidden, out_features=rank, split=Split.NONE, bias=spec.qkv_bias
+        ),
+        Norm(name="q_latent_norm", features=rank),
+        Matmul(name="q_up", in_features=rank, out_features=queries, split=Split.COLUMN),
+    )
+
+
 def _latent_attention(spec: AttentionSpec, mla: LatentAttention) -> tuple[Operator, ...]:
     """Return MLA in its training form: latents are expanded to keys and values of every head."""
     heads, qk_dim = spec.num_heads, mla.qk_nope_head_dim + mla.qk_rope_head_dim
-    queries = heads * qk_dim
-    if mla.q_lora_rank is None:
-        q_side: tuple[Operator, ...] = (
-            Matmul(name="q", in_features=spec.hidden, out_features=queries, split=Split.COLUMN),
-        )
-    else:
-        rank = mla.q_lora_rank
-        q_side = (
-            Matmul(
-                name="q_down",
-                in_features=spec.hidden,
-                out_features=rank,
-                split=Split.NONE,
-                bias=spec.qkv_bias,
-            ),
-            Norm(name="q_latent_norm", features=rank),
-            Matmul(name="q_up", in_features=rank, out_features=queries, split=Split.COLUMN),
-        )
     latent = mla.kv_lora_rank + mla.qk_rope_head_dim
     return (
-        *q_side,
+        *_latent_queries(spec, mla.q_lora_rank, heads * qk_dim),
         Matmul(
             name="kv_down",
             in_features=spec.hidden,

@@ -146,3 +146,12 @@ def test_a_file_is_found_by_its_path(tmp_path: Path) -> None:
     )
     model = find_model(str(file))
     assert (model.name, model.source, model.num_layers) == ("tiny", "by hand", 1)
+
+
+def test_the_example_network_is_planned_per_image() -> None:
+    model = find_model(str(Path(__file__).parents[2] / "examples" / "models" / "small-cnn.yaml"))
+    assert model.name == "small-cnn"
+    assert model.num_params == 9408 + 4 * 2 * 36864 + 64 * 1000 + 1000
+    stages = [i for i in model.layers if len(model.blocks[i].operators) == 4]
+    assert len(stages) == 4
+    assert len(set(stages)) == 1

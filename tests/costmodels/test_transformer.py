@@ -1,6 +1,8 @@
 """The conventions of the operators, held against hand-worked sums."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from costmodels.graph import Attention, Elementwise, Experts, Matmul, ModelGraph, Norm, Split
 from costmodels.graph_import.parts import LatentAttention
@@ -150,3 +152,29 @@ def test_parallel_layers_reduce_once_and_save_their_input_once() -> None:
 def test_impossible_dimensions_are_refused(changes: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         gpt(**changes)
+
+
+@given(
+    layers=st.integers(1, 6),
+    heads=st.sampled_from([4, 8]),
+    group=st.sampled_from([1, 2, 4]),
+    ffn=st.integers(1, 300),
+    gated=st.booleans(),
+    experts=st.integers(0, 4),
+)
+def test_parameters_are_the_sum_of_layers_and_ends(
+    layers: int, heads: int, group: int, ffn: int, gated: bool, experts: int
+) -> None:
+    model = gpt(
+        hidden=64,
+        num_heads=heads,
+        num_kv_heads=heads // group,
+        ffn_hidden=ffn,
+        num_layers=layers,
+        gated=gated,
+        num_experts=experts,
+        top_k=min(experts, 1),
+    )
+    ends = (50257 + 2048 + 2) * 64
+    assert model.num_params == sum(model.blocks[i].num_params for i in model.layers) + ends
+    assert model.num_active_params <= model.num_params
