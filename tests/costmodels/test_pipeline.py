@@ -164,19 +164,32 @@ def test_interleaved_without_sends_is_exact(pp, groups, vpp, forward, backward):
     assert closed(pp, m, vpp, forward, backward, 0.0, overlap=True) == pytest.approx(exact, rel=1e-9)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.data(), st.integers(2, 8), st.integers(1, 30))
-def test_uneven_first_and_last_stage_is_exact_without_sends(data, pp, m):
-    """Backward is twice forward on every stage, as in training; first and last differ from the middle."""
-    first, last = data.draw(st.floats(0.3, 3.0)), data.draw(st.floats(0.3, 3.0))
+def uneven(pp, m, first, last, ratio):
+    """Return closed form and exact length of 1F1B with other first and last stages and free sends."""
     scale = np.array([first, *[1.0] * (pp - 2), last])[None]
-    times = StageTimes(forward_s=scale, backward_s=2 * scale)
-    exact = exact_step_s(Schedule.ONE_F_ONE_B, times, pp=pp, num_micro_batches=m)[0]
+    times = StageTimes(forward_s=scale, backward_s=ratio * scale)
     three = np.array([[first], [1.0], [last]])
     shape = rows(pp=pp, num_micro_batches=m, vpp=1, hop_s=0.0, overlap_p2p=False)
-    approximate = flush_s(three, 2 * three, **shape)[0]
-    assert approximate <= exact * (1 + 1e-9)
-    assert approximate == pytest.approx(exact, rel=0.03)
+    exact = exact_step_s(Schedule.ONE_F_ONE_B, times, pp=pp, num_micro_batches=m)[0]
+    return float(flush_s(three, ratio * three, **shape)[0]), float(exact)
+
+
+ends = st.sampled_from([(1.0, 3.0), (0.3, 1.0)])
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data(), st.integers(2, 8), st.integers(1, 30), ends, st.floats(1.0, 3.0))
+def test_both_ends_heavier_or_both_lighter_is_exact(data, pp, m, bounds, ratio):
+    first, last = data.draw(st.floats(*bounds)), data.draw(st.floats(*bounds))
+    closed_s, exact_s = uneven(pp, m, first, last, ratio)
+    assert closed_s == pytest.approx(exact_s, rel=1e-9)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.floats(0.3, 3.0), st.floats(0.3, 3.0), st.integers(2, 8), st.integers(1, 30), st.floats(1.0, 3.0))
+def test_mixed_ends_are_bounded_from_below(first, last, pp, m, ratio):
+    closed_s, exact_s = uneven(pp, m, first, last, ratio)
+    assert closed_s <= exact_s * (1 + 1e-9)
 
 
 @settings(max_examples=40, deadline=None)
