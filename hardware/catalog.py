@@ -180,7 +180,7 @@ def _check_override(path: Path, kind: str) -> None:
 
 def _aliased(folder: Path, wanted: str) -> Path | None:
     for path in sorted(folder.glob("*.yaml")):
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8", errors="replace")
         if wanted in text and wanted in _aliases_in(text):
             return path
     return None
@@ -199,7 +199,7 @@ def _names(kind: str, catalogs: Dirs) -> tuple[str, ...]:
 
 def _all_aliases(kind: str, catalogs: Dirs) -> tuple[str, ...]:
     texts = [
-        path.read_text(encoding="utf-8")
+        path.read_text(encoding="utf-8", errors="replace")
         for folder in _folders(kind, catalogs)
         for path in folder.glob("*.yaml")
     ]

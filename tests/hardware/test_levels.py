@@ -1,5 +1,7 @@
 """Levels derived from graphs, against the published description of each machine."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -28,6 +30,15 @@ GB = 1e9
         ("atlas-910a", [(4, 90, LinkKind.MESH, "hccs"), (8, 6, LinkKind.PCIE, "cpu-link")]),
         ("atlas-910b", [(8, 196, LinkKind.MESH, "hccs")]),
         ("cloudmatrix384", [(2, 224, LinkKind.MESH, "sio"), (16, 196, LinkKind.SWITCH, "ub")]),
+        ("dgx-2", [(16, 150, LinkKind.SWITCH, "nvlink2")]),
+        (
+            "atlas-350",
+            [
+                (4, 159, LinkKind.MESH, "ub"),
+                (8, 8, LinkKind.PCIE, "pcie5"),
+                (16, 3, LinkKind.PCIE, "cpu-link"),
+            ],
+        ),
         ("perlmutter", [(4, 300, LinkKind.MESH, "nvlink3")]),
         ("gaudi2", [(8, 262.5, LinkKind.MESH, "roce")]),
     ],
@@ -93,6 +104,25 @@ def test_naming_devices_differently_changes_no_level() -> None:
     assert quad([0, 1, 2, 3]) == quad([2, 3, 0, 1]) == quad([1, 0, 3, 2])
     assert [(v.size, v.bytes_per_s / GB) for v in quad([0, 1, 2, 3])] == [(2, 100), (4, 25)]
     assert [v.size for v in quad([0, 2, 1, 3])] == [4], "blocks must be neighbouring ranks"
+
+
+@given(st.lists(st.sampled_from([25, 50, 100]), min_size=6, max_size=6), st.integers(2, 5))
+def test_levels_scale_with_the_links_and_narrow_outwards(rates: list[int], factor: int) -> None:
+    def levels(rated: list[int]) -> tuple[Level, ...]:
+        parts = tuple(Part(id=f"d{i}", kind=PartKind.ACCELERATOR) for i in range(4))
+        pairs = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+        links = tuple(
+            Link(a=f"d{a}", b=f"d{b}", technology="x", bytes_per_s=rate * GB, latency_s=1e-6)
+            for (a, b), rate in zip(pairs, rated, strict=True)
+        )
+        return node_levels(Topology(parts=parts, links=links))
+
+    before = levels(rates)
+    scaled = levels([rate * factor for rate in rates])
+    assert [v.size for v in scaled] == [v.size for v in before]
+    assert [v.bytes_per_s for v in scaled] == pytest.approx([v.bytes_per_s * factor for v in before])
+    assert all(outer.bytes_per_s <= inner.bytes_per_s for inner, outer in pairwise(before))
+    assert before[-1].size == 4
 
 
 def test_a_wider_outer_partition_is_no_hierarchy() -> None:
