@@ -12,8 +12,8 @@ cool-down backwards hide a part:
 :math:`\max_j T_j`. Equal stages give the familiar :math:`(m + p - 1)(F + B)`.
 
 Exact for 1F1B with free sends when both ends are at least as heavy as the middle (or both at most), for equal
-stages with sends, and for interleaving with equal stages; a lower bound (to 7 %) when a light last stage meets
-a heavy first one; with uneven ends and sends within about 1 %; interleaved with uneven ends a median of 0.2 %
+stages with sends, and for interleaving with equal stages; a lower bound (to 7 %) when one end is heavier and
+the other lighter; with uneven ends and sends within about 1 %; interleaved with uneven ends a median of 0.2 %
 off. `benchmarks/schedule_exactness.py` measures all of this against the recurrence of `pipeline_exact`.
 
 References
