@@ -43,6 +43,7 @@ VERBS: tuple[Verb, ...] = (
     _verb("backtest train", "backtest", "backtest_train", "Measured training runs against predictions."),
     _verb("backtest memory", "backtest", "backtest_memory", "Measured peak memory against predictions."),
     _verb("backtest kernels", "backtest", "backtest_kernels", "Measured kernels against predictions."),
+    _verb("simulate", "simulate", "simulate", "Replay requests through a serving plan or a fleet."),
     _verb("explain", "explain", "explain", "Say why a plan was chosen and what it rests on."),
     _verb("compare", "compare", "compare", "Say how two plans differ and what the difference costs."),
     _verb("catalog devices", "catalog", "devices", "Accelerators, as their data sheets rate them."),

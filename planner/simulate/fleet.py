@@ -36,8 +36,8 @@ class EngineSpec:
     link_bytes_per_s: float | None = None
     """Rate at which the engine sends or receives cache, one way."""
     link_latency_s: float = 0.0
-    max_tokens_per_s: float = float("inf")
-    """Analytic bound on prompt plus output tokens per second; simulated throughput must stay below."""
+    admission_s: float = 0.0
+    """From arrival to the scheduler and from token to client: server and tokenizer."""
 
     def __post_init__(self) -> None:
         for name in ("kv_tokens", "num_ranks", "num_lanes", "num_devices"):

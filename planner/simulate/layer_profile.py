@@ -52,7 +52,8 @@ class _Curve:
         if len(self.at) < 2:
             return inside
         slope = (self.time_s[-1] - self.time_s[-2]) / (self.at[-1] - self.at[-2])
-        return inside + np.maximum(x - self.at[-1], 0.0) * max(slope, 0.0)
+        extended: Floats = inside + np.maximum(x - self.at[-1], 0.0) * max(slope, 0.0)
+        return extended
 
 
 @dataclass(frozen=True, slots=True, eq=False)

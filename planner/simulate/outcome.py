@@ -58,8 +58,10 @@ def latencies(raw: Raw, measurement: Measurement | None = None) -> Latencies:
     arrival_s = trace.arrival_s
     counted = (arrival_s >= arrival_s[0] + rule.warm_up_s) & (arrival_s <= arrival_s[-1] - rule.drain_s)
     rows = np.flatnonzero(counted)
-    ttft_s = np.array(table.first_s) - arrival_s
-    e2e_s = np.array(table.finish_s) - arrival_s
+    admission = np.array([raw.fleet.pools[pool].engine.admission_s for pool in raw.pool_of])
+    admission_s = admission[np.array(table.engine)]
+    ttft_s = np.array(table.first_s) - arrival_s + admission_s
+    e2e_s = np.array(table.finish_s) - arrival_s + admission_s
     later = trace.output_tokens - 1
     tpot_s = np.where(later > 0, (e2e_s - ttft_s) / np.maximum(later, 1), np.nan)
     return Latencies(
@@ -304,7 +306,8 @@ def _pools(raw: Raw) -> list[dict[str, Any]]:
 def _overlap(edges: Floats, start: float, end: float) -> Floats:
     """Return the share of each interval that lies between `start` and `end`."""
     inside = np.clip(np.minimum(edges[1:], end) - np.maximum(edges[:-1], start), 0.0, None)
-    return inside / np.diff(edges)
+    share: Floats = inside / np.diff(edges)
+    return share
 
 
 def _time_mean(edges: Floats, start: Floats, end: Floats, value: Floats) -> Floats:

@@ -221,7 +221,7 @@ class Rank:
         if self.pending and self.pending[0] != request:
             return False
         blocks = -(-self._table.target_tokens[request] // self._block_tokens)
-        return blocks <= self.free_blocks - self._watermark_blocks
+        return bool(blocks <= self.free_blocks - self._watermark_blocks)
 
     def finish(self, ticks: int, now_s: float) -> tuple[list[int], list[int]]:
         """Apply the scheduled iteration, `ticks` times; return the finished and the prefilled requests."""
@@ -490,7 +490,8 @@ class Rank:
         """Return the tokens that a decoding request has gained since it entered."""
         entered, _, growth = self._entered[request]
         gained = (self.tick - entered) * growth
-        return min(int(gained + 1e-9), self._table.left_tokens[request])
+        left: int = self._table.left_tokens[request]
+        return min(int(gained + 1e-9), left)
 
     def _leave(self, request: int) -> None:
         """Take a request out of the decoding set; its blocks stay held."""

@@ -60,7 +60,7 @@ def _make_least_kv(table: RequestTable) -> Router:
         size = rank.block_tokens
         queued = sum(table.target_tokens[r] for r in (*rank.waiting, *rank.pending))
         saved = rank.hit_blocks(request)
-        return (rank.num_blocks - rank.free_blocks + queued / size - saved) / rank.num_blocks
+        return float(rank.num_blocks - rank.free_blocks + queued / size - saved) / rank.num_blocks
 
     return lambda request, targets, _: min(targets, key=lambda t: pressure(t, request))
 

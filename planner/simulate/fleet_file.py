@@ -1,0 +1,393 @@
+"""Fleets written by hand: a YAML file of pools, engines and rules becomes a `Fleet`.
+
+An engine's iteration times come from one of three places: the catalogue (``device``), a measured layer
+profile (``profile``: path and prefix of its tables), or fitted coefficients (``coefficients``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ConfigDict
+
+from hardware.errors import SpecError
+from hardware.schema import read_yaml, validate
+from hardware.units import BytesPerSecond, Seconds, UsdPerHour, Watts
+from planner.simulate.fleet import EngineSpec, Failure, Fleet, Link, Pool, Reactive, ScheduledCount
+from planner.simulate.layer_profile import read_layer_profile
+from planner.simulate.routers import ROUTERS
+from planner.simulate.settings import POLICIES, EngineSettings, Preemption, Role, Speculation
+from planner.simulate.timing import AffineTimer, StepTimer
+
+__all__ = ["EngineEntry", "FleetFile", "PoolEntry", "fleet_from_file", "read_fleet"]
+
+Floats = npt.NDArray[np.float64]
+
+_STRICT: ConfigDict = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+_REPEATS = 2.0
+"""A ring reduction moves 2 (n - 1) / n of the buffer through each device's link."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoefficientsEntry:
+    """Affine iteration times; see `AffineTimer`. Seconds, and seconds per token, square token, sequence."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    prefill: tuple[float, float, float]
+    decode_small: tuple[float, float, float]
+    decode_large: tuple[float, float, float] | None = None
+    large_batch: int = 1 << 30
+    overhead_s: Seconds = 0.0
+    overhead_per_token_s: Seconds = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineEntry:
+    """One kind of engine."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    model: str | None = None
+    """Catalogue name or path of a config.json."""
+    device: str | None = None
+    """Catalogue device whose cost model gives the iteration times."""
+    stack: str = "vllm"
+    """Inference engine of the cost model."""
+    profile: str | None = None
+    """Path and prefix of measured layer tables, relative to this file."""
+    coefficients: CoefficientsEntry | None = None
+    tp: int = 1
+    pp: int = 1
+    dp: int = 1
+    ep: int = 1
+    weights: str = "bf16"
+    experts: str | None = None
+    attention: str | None = None
+    kv: str = "bf16"
+    kv_tokens: int | None = None
+    """Cache of one rank; by default what the weights leave (catalogue engines only)."""
+    policy: str = "vllm"
+    token_budget: int | None = None
+    max_seqs: int | None = None
+    long_prefill_tokens: int | None = None
+    block_tokens: int | None = None
+    watermark_frac: float | None = None
+    preemption: Preemption | None = None
+    prefix_caching: bool | None = None
+    max_decode_context_tokens: int | None = None
+    speculative_tokens: int = 0
+    acceptance_frac: float = 0.0
+    role: Role = Role.BOTH
+    usd_per_hour: UsdPerHour | None = None
+    """Of one device."""
+    idle_w: Watts | None = None
+    """Of one device, as the next two."""
+    prefill_w: Watts | None = None
+    decode_w: Watts | None = None
+    host_bytes_per_s: BytesPerSecond | None = None
+    kv_bytes_per_token: float | None = None
+    link_bytes_per_s: BytesPerSecond | None = None
+    """Of the whole engine, for cache transfers."""
+    reduce_bytes_per_s: BytesPerSecond | None = None
+    """Rate of one device in reductions and expert exchanges; needed by a profile on several devices."""
+    reduce_latency_s: Seconds = 2e-5
+    host_s: Seconds = 0.0
+    """Time per iteration in which the device waits for the host; for profiles."""
+    num_sms: int | None = None
+    """Multiprocessors, for what unequal lengths cost; by default the catalogue's for `profile_device`."""
+    profile_device: str | None = None
+    """Catalogue device on which the profile was taken."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReactiveEntry:
+    """A reactive scaling rule."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    interval_s: Seconds
+    add_above: float
+    remove_below: float
+    step: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolEntry:
+    """Identical engines."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    name: str
+    engine: EngineEntry
+    count: int = 1
+    min_count: int = 1
+    max_count: int = 0
+    schedule: tuple[tuple[float, int], ...] = ()
+    """Pairs (time in s, wanted engines)."""
+    reactive: ReactiveEntry | None = None
+    start_up_s: Seconds = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureEntry:
+    """One failure."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    pool: str
+    engine: int
+    at_s: Seconds
+    down_s: Seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkEntry:
+    """A path that all cache transfers share."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    bytes_per_s: BytesPerSecond
+    latency_s: Seconds = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetFile:
+    """The whole file."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    pools: tuple[PoolEntry, ...]
+    schema_version: Literal[1] = 1
+    router: str = "least-outstanding"
+    decode_router: str = "least-kv"
+    shares: tuple[tuple[int, int, tuple[float, ...]], ...] = ()
+    shared_link: LinkEntry | None = None
+    failures: tuple[FailureEntry, ...] = ()
+    mean_time_between_failures_s: Seconds | None = None
+    repair_s: Seconds = 600.0
+    catalogs: tuple[str, ...] = field(default=())
+    """Folders with further devices."""
+
+
+def read_fleet(path: str | Path) -> Fleet:
+    """Return the fleet that a YAML file describes.
+
+    Raises
+    ------
+    SpecError
+        with every problem of the file at once.
+    """
+    where = Path(path)
+    entry = validate(FleetFile, read_yaml(where), str(where))
+    return fleet_from_file(entry, where=str(where), folder=where.parent)
+
+
+def fleet_from_file(entry: FleetFile, *, where: str = "fleet", folder: Path | None = None) -> Fleet:
+    """Return the fleet of a parsed file; profiles are looked for in `folder`."""
+    problems = [
+        f"{key}: {name!r} is no router (accepted: {', '.join(ROUTERS)})"
+        for key, name in (("router", entry.router), ("decode_router", entry.decode_router))
+        if name not in ROUTERS
+    ]
+    pools = []
+    for number, pool in enumerate(entry.pools):
+        try:
+            pools.append(_pool(pool, folder or Path(), entry.catalogs))
+        except (ValueError, SpecError) as error:
+            told = error.problems if isinstance(error, SpecError) else (str(error),)
+            problems += [f"pools.{number}.engine: {problem}" for problem in told]
+    if problems:
+        raise SpecError(where, problems)
+    try:
+        return Fleet(
+            pools=tuple(pools),
+            router=entry.router,
+            decode_router=entry.decode_router,
+            shares=entry.shares,
+            shared_link=_link(entry.shared_link),
+            failures=tuple(
+                Failure(pool=f.pool, engine=f.engine, at_s=f.at_s, down_s=f.down_s) for f in entry.failures
+            ),
+            mean_time_between_failures_s=entry.mean_time_between_failures_s,
+            repair_s=entry.repair_s,
+        )
+    except ValueError as error:
+        raise SpecError(where, [str(error)]) from None
+
+
+def _link(entry: LinkEntry | None) -> Link | None:
+    return None if entry is None else Link(bytes_per_s=entry.bytes_per_s, latency_s=entry.latency_s)
+
+
+def _pool(entry: PoolEntry, folder: Path, catalogs: tuple[str, ...]) -> Pool:
+    rule = entry.reactive
+    return Pool(
+        name=entry.name,
+        engine=_engine(entry.engine, folder, catalogs),
+        count=entry.count,
+        min_count=entry.min_count,
+        max_count=entry.max_count,
+        schedule=tuple(ScheduledCount(at_s=at, count=count) for at, count in entry.schedule),
+        reactive=None
+        if rule is None
+        else Reactive(
+            interval_s=rule.interval_s,
+            add_above=rule.add_above,
+            remove_below=rule.remove_below,
+            step=rule.step,
+        ),
+        start_up_s=entry.start_up_s,
+    )
+
+
+def _settings(entry: EngineEntry) -> EngineSettings:
+    if entry.policy not in POLICIES:
+        raise SpecError("", [f"policy: {entry.policy!r} is unknown (accepted: {', '.join(POLICIES)})"])
+    names = (
+        "token_budget",
+        "max_seqs",
+        "long_prefill_tokens",
+        "block_tokens",
+        "watermark_frac",
+        "preemption",
+        "prefix_caching",
+        "max_decode_context_tokens",
+    )
+    changes: dict[str, Any] = {n: getattr(entry, n) for n in names if getattr(entry, n) is not None}
+    if entry.speculative_tokens:
+        changes["speculation"] = Speculation(
+            num_tokens=entry.speculative_tokens, acceptance_frac=entry.acceptance_frac
+        )
+    return replace(POLICIES[entry.policy], **changes)
+
+
+def _engine(entry: EngineEntry, folder: Path, catalogs: tuple[str, ...]) -> EngineSpec:
+    sources = [name for name in ("device", "profile", "coefficients") if getattr(entry, name) is not None]
+    if len(sources) != 1:
+        found = " and ".join(sources) or "none"
+        raise SpecError("", [f"exactly one of device, profile and coefficients is needed, found {found}"])
+    if sources[0] == "device":
+        return _catalogue_engine(entry, catalogs)
+    if entry.kv_tokens is None:
+        raise SpecError("", ["kv_tokens: is missing (only a catalogue engine can work it out)"])
+    timer = _affine(entry) if sources[0] == "coefficients" else _profile_timer(entry, folder, catalogs)
+    count = entry.tp * entry.pp * entry.dp
+    return EngineSpec(
+        timer=timer,
+        kv_tokens=entry.kv_tokens,
+        settings=_settings(entry),
+        role=entry.role,
+        num_ranks=entry.dp,
+        num_lanes=entry.pp,
+        num_devices=count,
+        kv_bytes_per_token=entry.kv_bytes_per_token or 0.0,
+        usd_per_hour=(entry.usd_per_hour or 0.0) * count,
+        idle_w=_times(entry.idle_w, count),
+        prefill_w=_times(entry.prefill_w, count),
+        decode_w=_times(entry.decode_w, count),
+        host_bytes_per_s=entry.host_bytes_per_s,
+        link_bytes_per_s=entry.link_bytes_per_s,
+    )
+
+
+def _times(value: float | None, count: int) -> float | None:
+    return None if value is None else value * count
+
+
+def _affine(entry: EngineEntry) -> AffineTimer:
+    given = entry.coefficients
+    assert given is not None
+    return AffineTimer(
+        prefill=given.prefill,
+        decode_small=given.decode_small,
+        decode_large=given.decode_large or given.decode_small,
+        large_batch=given.large_batch,
+        overhead_s=given.overhead_s,
+        overhead_per_token_s=given.overhead_per_token_s,
+    )
+
+
+@cache
+def _machine(name: str, catalogs: tuple[str, ...]) -> Any:
+    from costmodels.serving_machine import serving_machine
+    from hardware.catalog import find_device
+
+    return serving_machine(find_device(name, catalogs=catalogs))
+
+
+def _catalogue_engine(entry: EngineEntry, catalogs: tuple[str, ...]) -> EngineSpec:
+    from costmodels.models import find_model
+    from costmodels.serving_config import Quant, ServingConfig
+    from costmodels.serving_engine import find_engine
+    from planner.simulate.engine_spec import catalogue_engine
+
+    if entry.model is None:
+        raise SpecError("", ["model: is missing"])
+    formats = {q.label: q for q in Quant}
+    chosen = {"weights": entry.weights, "kv": entry.kv}
+    chosen["experts"] = entry.experts or entry.weights
+    chosen["attention"] = entry.attention or entry.weights
+    bad = [
+        f"{k}: {v!r} is no number format ({', '.join(formats)})"
+        for k, v in chosen.items()
+        if v not in formats
+    ]
+    if bad:
+        raise SpecError("", bad)
+    settings = _settings(entry)
+    config = ServingConfig(
+        tp=entry.tp,
+        pp=entry.pp,
+        dp=entry.dp,
+        ep=entry.ep,
+        weights=formats[chosen["weights"]],
+        experts=formats[chosen["experts"]],
+        attention=formats[chosen["attention"]],
+        kv=formats[entry.kv],
+        max_batch=settings.max_seqs,
+        token_budget=min(settings.token_budget, 65536),
+        draft_tokens=entry.speculative_tokens,
+    )
+    assert entry.device is not None
+    return catalogue_engine(
+        find_model(entry.model),
+        config,
+        find_engine(entry.stack),
+        _machine(entry.device, catalogs),
+        settings=settings,
+        role=entry.role,
+        kv_tokens=entry.kv_tokens,
+        usd_per_hour=entry.usd_per_hour,
+        link_bytes_per_s=entry.link_bytes_per_s,
+    )
+
+
+def _profile_timer(entry: EngineEntry, folder: Path, catalogs: tuple[str, ...]) -> StepTimer:
+    from planner.simulate.profiled_engine import measured_timer
+
+    if entry.model is None:
+        raise SpecError("", ["model: is missing (the profile holds one layer; the model says how many)"])
+    from costmodels.models import find_model
+
+    assert entry.profile is not None
+    num_sms = entry.num_sms
+    if num_sms is None and entry.profile_device is not None:
+        num_sms = _machine(entry.profile_device, catalogs).device.num_sms
+    return measured_timer(
+        read_layer_profile(folder / entry.profile),
+        find_model(entry.model),
+        tp=entry.tp,
+        dp=entry.dp,
+        ep=entry.ep,
+        link_bytes_per_s=entry.reduce_bytes_per_s,
+        link_latency_s=entry.reduce_latency_s,
+        num_sms=num_sms,
+        host_s=entry.host_s,
+        token_budget=_settings(entry).token_budget,
+    )

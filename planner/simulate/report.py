@@ -1,0 +1,247 @@
+"""A question to the simulator, as typed, answered: read, run, write the files that were asked for."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from costmodels.job import Slo
+from costmodels.traces import Trace, read_trace
+from hardware.errors import InputError, SpecError
+from hardware.units import format_quantity
+from planner.simulate.core import Raw, simulate
+from planner.simulate.fleet import Fleet
+from planner.simulate.fleet_file import read_fleet
+from planner.simulate.goodput import find_goodput, rate_bound_per_s
+from planner.simulate.outcome import Latencies, Measurement, latencies, summary, timeline
+from planner.simulate.plan_fleet import read_plan_fleet
+
+__all__ = ["Question", "print_summary", "requests_table", "run_question"]
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is to be simulated; see the options of `meshwright simulate`."""
+
+    plan: Path | None = None
+    fleet: Path | None = None
+    trace: Path | None = None
+    rate_per_s: float | None = None
+    num_requests: int | None = None
+    targets: dict[str, float | None] = field(default_factory=dict)
+    percentile: float | None = None
+    warm_up_s: float = 0.0
+    drain_s: float = 0.0
+    goodput: bool = False
+    seed: int = 0
+    requests_csv: Path | None = None
+    timeline_json: Path | None = None
+
+
+def run_question(question: Question) -> dict[str, Any]:
+    """Return the answer as it goes into a file.
+
+    Raises
+    ------
+    InputError
+        if the flags do not fit together, or a file is wrong.
+    """
+    fleet, planned = _fleet(question)
+    trace = _trace(question)
+    slo = _slo(question, planned)
+    head = {"schema_version": SCHEMA_VERSION, "kind": "simulation", "seed": question.seed}
+    if question.goodput:
+        if slo is None:
+            raise SpecError(
+                "--goodput", ["needs a target: --slo-ttft-s, --slo-tpot-s, --slo-itl-s or --slo-e2e-s"]
+            )
+        found = find_goodput(fleet, trace, slo, seed=question.seed)
+        return head | {
+            "goodput": {
+                "rate_per_s": found.rate_per_s,
+                "failed_per_s": found.failed_per_s if np.isfinite(found.failed_per_s) else None,
+                "bound_per_s": rate_bound_per_s(fleet, trace),
+                "rate_per_s_per_device": found.rate_per_s / fleet.num_devices,
+                "attainment_frac": found.attainment_frac,
+                "num_probes": found.num_probes,
+            },
+            "num_requests": len(trace),
+        }
+    raw = simulate(fleet, trace, seed=question.seed)
+    rule = Measurement(warm_up_s=question.warm_up_s, drain_s=question.drain_s)
+    seen = latencies(raw, rule)
+    if not len(seen.request):
+        raise SpecError(
+            "--warm-up-s", [f"no arrival is left between warm-up and drain of {trace.span_s:g} s"]
+        )
+    answer = head | summary(raw, slo, rule) | {"rate_bound_per_s": rate_bound_per_s(fleet, trace)}
+    if question.requests_csv is not None:
+        _write(question.requests_csv, requests_table(raw, seen))
+    if question.timeline_json is not None:
+        _write(question.timeline_json, json.dumps(timeline(raw), sort_keys=True) + "\n")
+    return answer
+
+
+def _fleet(question: Question) -> tuple[Fleet, Slo | None]:
+    if (question.plan is None) == (question.fleet is None):
+        raise SpecError("simulate", ["give either a PLAN or --fleet YAML"])
+    if question.fleet is not None:
+        return read_fleet(question.fleet), None
+    assert question.plan is not None
+    return read_plan_fleet(question.plan)
+
+
+def _trace(question: Question) -> Trace:
+    if question.trace is None:
+        raise SpecError("--trace", ["is missing: a CSV with arrival_s, prompt_tokens and output_tokens"])
+    trace = read_trace(question.trace)
+    if question.num_requests is not None:
+        trace = trace.head(question.num_requests)
+    return trace if question.rate_per_s is None else trace.scaled(question.rate_per_s)
+
+
+def _slo(question: Question, planned: Slo | None) -> Slo | None:
+    """Return the targets that were typed, or the plan's where none was."""
+    given = {name: value for name, value in question.targets.items() if value is not None}
+    if not given and question.percentile is None:
+        return planned
+    base = {} if planned is None else planned.targets
+    percentile = question.percentile
+    if percentile is None:
+        percentile = planned.percentile if planned is not None else 99.0
+    try:
+        return Slo(**(base | given), percentile=percentile)
+    except ValueError as error:
+        raise SpecError("--slo", [str(error)]) from None
+
+
+def requests_table(raw: Raw, seen: Latencies) -> str:
+    """Return the counted requests as CSV text, one row each."""
+    from io import StringIO
+
+    table, trace = raw.table, raw.trace
+    names = [pool.name for pool in raw.fleet.pools]
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        (
+            "request",
+            "arrival_s",
+            "prompt_tokens",
+            "output_tokens",
+            "queue_s",
+            "ttft_s",
+            "tpot_s",
+            "longest_itl_s",
+            "e2e_s",
+            "pool",
+            "engine",
+            "prefix_hit_tokens",
+            "preemptions",
+            "restarts",
+        )
+    )
+    for i, row in enumerate(seen.request.tolist()):
+        tpot = seen.tpot_s[i]
+        writer.writerow(
+            (
+                row,
+                f"{trace.arrival_s[row]:.6f}",
+                trace.prompt_tokens[row],
+                trace.output_tokens[row],
+                f"{table.start_s[row] - table.arrival_s[row]:.6f}",
+                f"{seen.ttft_s[i]:.6f}",
+                "" if np.isnan(tpot) else f"{tpot:.6f}",
+                f"{seen.itl_s[i]:.6f}",
+                f"{seen.e2e_s[i]:.6f}",
+                names[raw.pool_of[table.engine[row]]],
+                table.engine[row],
+                table.hit_tokens[row],
+                table.preemptions[row],
+                table.restarts[row],
+            )
+        )
+    return text.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    """Write to a temporary name first, so that nothing half-written is left."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        message = f"{path}: cannot be written ({error.strerror})"
+        raise InputError(message) from error
+
+
+def print_summary(answer: dict[str, Any], *, as_json: bool) -> None:
+    """Print the answer: exactly the file format, or short tables for a person."""
+    if as_json:
+        sys.stdout.write(json.dumps(answer, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        return
+    from planner.cli.render import print_table
+
+    if "goodput" in answer:
+        found = answer["goodput"]
+        rows = [(name, f"{value:.6g}" if value is not None else "none") for name, value in found.items()]
+        print_table("Goodput", ("figure", "value"), rows)
+        return
+    points = ("mean", "p50", "p90", "p95", "p99", "max")
+    rows_s = [
+        (name, *(format_quantity(answer[name][p], "s") for p in points))
+        for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s")
+        if answer[name] is not None
+    ]
+    print_table(
+        f"{answer['num_counted']} of {answer['num_requests']} requests counted", ("latency", *points), rows_s
+    )
+    if answer["slo"] is not None:
+        slo = answer["slo"]
+        word = "kept" if slo["met"] else "broken"
+        slo_rows = [
+            (
+                name,
+                format_quantity(target, "s"),
+                format_quantity(slo["at_percentile"][name], "s"),
+                f"{100 * slo['attainment_frac_by_target'][name]:.2f} %",
+            )
+            for name, target in slo["targets"].items()
+        ]
+        title = f"Targets at p{slo['percentile']:g}: {word}; {slo['binding']} binds"
+        print_table(title, ("target", "limit", "simulated", "requests within"), slo_rows)
+    pool_rows = [
+        (
+            pool["name"],
+            str(pool["engines"]),
+            str(pool["requests"]),
+            f"{100 * pool['busy_frac']:.1f} %",
+            f"{pool['mean_batch']:.1f}",
+            f"{100 * pool['peak_kv_frac']:.1f} %",
+            f"{pool['mean_waiting']:.2f}",
+        )
+        for pool in answer["pools"]
+    ]
+    print_table(
+        "", ("pool", "engines", "requests", "busy", "mean batch", "peak cache", "mean queue"), pool_rows
+    )
+    watts = "n/a" if answer["watts"] is None else format_quantity(answer["watts"], "W")
+    totals = [
+        ("throughput", f"{answer['throughput_tokens_per_s']:.1f} tokens/s"),
+        (
+            "requests",
+            f"{answer['requests_per_s']:.3f} /s (no schedule passes {answer['rate_bound_per_s']:.3f})",
+        ),
+        ("cost", f"{answer['cost_usd_per_hour']:.2f} USD/h"),
+        ("power", watts),
+        ("preemptions", str(answer["num_preemptions"])),
+    ]
+    print_table("", ("total", "value"), totals)
