@@ -1,8 +1,8 @@
 r"""What checkpoints cost a training run, and how often to take them.
 
 Copying states off the device can hide behind forward and backward, while they do not change; what does not
-fit there stalls the step (Maurya et al., DataStates-LLM, HPDC 2024). The interval that loses least balances the
-stall against the work lost at a failure: :math:`\tau = \sqrt{2 C M}` (Young, 1974).
+fit there stalls the step (Maurya et al., DataStates-LLM, HPDC 2024). The interval that loses least balances
+the stall against the work lost at a failure: :math:`\tau = \sqrt{2 C M}` (Young, 1974).
 """
 
 import numpy as np

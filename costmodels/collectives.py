@@ -62,11 +62,11 @@ class Envelope:
         return out
 
     def seconds(self, message_bytes: Floats) -> Floats:
-        """Return the time of the fastest algorithm for each row's buffer."""
+        """Return the time of the fastest algorithm for each row's buffer; an empty buffer is not sent."""
         best = self._times(0, message_bytes)
         for k in range(1, len(self.algorithms)):
             best = np.minimum(best, self._times(k, message_bytes))
-        return best
+        return best if bool(np.all(message_bytes > 0)) else np.where(message_bytes > 0, best, 0.0)
 
     def _winner(self, message_bytes: Floats) -> Ints:
         times = np.stack([self._times(k, message_bytes) for k in range(len(self.algorithms))])

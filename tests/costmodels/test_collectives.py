@@ -186,6 +186,13 @@ def test_group_of_one_costs_nothing():
     assert float(p2p_s(np.array([GIB]), np.array([8]), H100, np.array([1]))[0]) == 0.0
 
 
+def test_empty_buffers_cost_nothing():
+    times = collective_s(
+        Collective.ALL_GATHER, np.array([0.0, 1.0]), np.array([1, 1]), np.array([8, 8]), H100
+    )
+    assert times[0] == 0.0 < times[1]
+
+
 def test_rows_equal_single_calls():
     sizes = np.array([1e3, 1e6, 1e9, 1e6])
     strides, degrees = np.array([1, 8, 1, 1]), np.array([8, 16, 64, 1])
