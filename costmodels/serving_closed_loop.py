@@ -1,4 +1,4 @@
-"""TTFT and TPOT of a closed loop: `concurrency` clients that each send their next request when one is answered.
+"""TTFT and TPOT of a closed loop: clients that each send their next request when one is answered.
 
 This is how serving benchmarks measure. All clients start together and lengths differ, so prompts arrive in
 waves that flatten slowly; a formula for the steady state misses that, and it decides TTFT. The loop is run on

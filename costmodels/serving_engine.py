@@ -1,6 +1,6 @@
 """Inference engines as software stacks: what each adds to the kernels it starts, and how it batches.
 
-The numbers are fitted, one JSON file for all engines, with what they were fitted from and their held-out error.
+The numbers are fitted: one JSON file for all engines, with what they were fitted from and the held-out error.
 """
 
 import json
@@ -26,13 +26,17 @@ class EngineStack:
     prefill_host_s: float
     """Per iteration that holds prompt tokens, which runs outside captured graphs."""
     admission_s: float
-    """From arrival to the first iteration that may hold the prompt, and from token to answer: server and tokenizer."""
+    """From arrival to the first iteration that may hold the prompt, and from token to answer."""
     gemm_scale: float
     """Measured over kernel time of dense matmuls; likewise below."""
     attention_scale: float
     experts_scale: float
     vector_scale: float
     comm_scale: float
+    prefill_scale: float
+    """Measured over predicted time of the part of an iteration that prompt tokens add."""
+    stream_tokens: float
+    """Tokens that the server sends at once; the first answer waits for so many."""
     mixed_attention_factor: float
     """Attention of an iteration that holds prompts and decoding requests, over the sum of both alone."""
     memory_frac: float

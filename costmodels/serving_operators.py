@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodels.collectives import SERVING, Collective, collective_s
+from costmodels.expert_exchange import ExchangeKernel, moe_combine_s, moe_dispatch_s
 from costmodels.graph import Attention, Block, Elementwise, Experts, Generic, Matmul, Norm, Split, StateSpace
 from costmodels.kernels import KernelModel
 from costmodels.serving_config import Quant, ServingTable
@@ -34,16 +35,11 @@ Ints = npt.NDArray[np.int64]
 _DISPATCH_BYTES = 1.0 + 4.0 / 128
 """Per element of a dispatched token: 8-bit with one scale per 128."""
 _COMBINE_BYTES = 2.0
-_ALL_TO_ALL_LATENCY_S = (77e-6, 120e-6, 114e-6, 255e-6)
-"""Low-latency dispatch: base and inter-node part; combine: base and inter-node part (DeepEP V1 table, 128 tokens,
-hidden 7168, top-8; 1 - 8/EP of the experts are in other nodes). Bandwidth is inside these figures, so the part
-that grows with tokens is taken from the link rate and the larger of the two counts."""
-_ALL_TO_ALL_TABLE_TOKENS = 128.0
 _SCAN_PASSES = 8.0
 """Reads and writes of the inner width per token in a chunked scan: projections in, gates, states at chunk ends (assumed)."""
 _VECTOR_BANDWIDTH_FRAC = 0.8
-_ROUTING_SKEW = 0.0
-"""Exponent of the experts' popularity; benchmarks with random prompts route almost evenly."""
+_NARROW_PEAK_FRAC = 0.5
+"""Of the 16-bit peak, reached by grouped matmuls that widen 4-bit weights (assumed)."""
 _SAMPLING_PASSES = 3.0
 """Passes over the logits: cast, soft-max, arg-max or top-k (assumed)."""
 _DRAFT_ATTENTION = 0.15
@@ -115,14 +111,18 @@ class LayerTimes:
     comm_s: Floats
 
 
-def kernel_format(device: Device, code: int) -> str:
+def kernel_format(device: Device, code: int, *, routed: bool = False) -> str:
     """Return the kernel format that runs weights of one `Quant` on `device`.
 
-    Devices without the narrow matrix units keep the narrow weights and compute in 16 bits.
+    Devices without the narrow matrix units keep the narrow weights and compute in 16 bits. Engines pick the
+    faster kernel of a family: measured dense block-scaled matmuls wait for a separate quantisation that engines
+    fuse, and measured per-tensor experts are several times slower than block-scaled ones on Hopper, so each
+    side answers for both scalings.
     """
     quant = Quant(code)
     if quant in (Quant.FP8, Quant.FP8_BLOCK):
-        return quant.label if device.fp8_flops_per_s else "int8-weight-only"
+        narrow = "fp8-block" if routed else "fp8"
+        return narrow if device.fp8_flops_per_s else "int8-weight-only"
     if quant in (Quant.NVFP4, Quant.MXFP4):
         return "nvfp4" if device.fp4_flops_per_s else "int4-weight-only"
     if quant is Quant.INT8:
@@ -147,22 +147,16 @@ def reduce_s(num_bytes: Floats, degree: Ints, levels: tuple[Level, ...]) -> Floa
 
 
 def _all_to_all_s(tokens: Floats, experts: Experts, group: Ints, levels: tuple[Level, ...]) -> Floats:
-    """Return seconds of dispatch and combine of `tokens` per device over `group` devices.
-
-    Distinct destinations of one token among G devices: G (1 - (1 - 1/G)^k), of which one is home.
-    """
-    node = next((level.size for level in levels if level.size > 1), 1)
-    width = np.maximum(group, 1).astype(float)
-    far = np.maximum(0.0, 1.0 - node / width)
-    base_d, far_d, base_c, far_c = _ALL_TO_ALL_LATENCY_S
-    reached = width * (1.0 - (1.0 - 1.0 / width) ** experts.top_k) * (width - 1.0) / width
-    inner = next((lv for lv in levels if lv.size >= node), levels[-1])
-    outer = levels[-1]
-    rate = np.where(far > 0, np.minimum(inner.bytes_per_s, outer.bytes_per_s), inner.bytes_per_s)
-    crowd = np.maximum(0.0, tokens - _ALL_TO_ALL_TABLE_TOKENS)
-    wire = crowd * reached * experts.hidden * (_DISPATCH_BYTES + _COMBINE_BYTES) / (0.7 * rate)
-    few = 0.35 + 0.65 * np.minimum(tokens / _ALL_TO_ALL_TABLE_TOKENS, 1.0)
-    return np.where(group > 1, few * (base_d + far_d * far + base_c + far_c * far) + wire, 0.0)
+    """Return seconds of dispatch and combine of `tokens` per device over `group` devices, by the faster kernel."""
+    best = np.full(len(tokens), np.inf)
+    node = levels[0].size
+    for kernel in (ExchangeKernel.LOW_LATENCY, ExchangeKernel.NORMAL, ExchangeKernel.RACK):
+        args = (np.full(len(tokens), experts.top_k), np.ones_like(group), group, levels)
+        there = moe_dispatch_s(kernel, tokens, np.full(len(tokens), _DISPATCH_BYTES * experts.hidden), *args)
+        back = moe_combine_s(kernel, tokens, np.full(len(tokens), _COMBINE_BYTES * experts.hidden), *args)
+        usable = group <= node if kernel is ExchangeKernel.RACK else np.ones(len(tokens), dtype=bool)
+        best = np.minimum(best, np.where(usable, there + back, np.inf))
+    return np.where(group > 1, best, 0.0)
 
 
 def _attention_s(
@@ -242,12 +236,31 @@ def _experts_s(op: Experts, tokens: Floats, table: ServingTable, machine: Servin
     pooled = tokens * table.dp
     for code in np.unique(table.experts):
         rows = table.experts == code
-        out[rows] += machine.kernels.experts_s(
-            tokens=pooled[rows], hidden=op.hidden, ffn_hidden=op.ffn_hidden, num_experts=op.num_experts,
-            top_k=op.top_k, ep=table.ep[rows], etp=table.etp[rows], skew=_ROUTING_SKEW,
-            dtype=kernel_format(machine.device, int(code)),
-        )  # fmt: skip
+        shape = {
+            "tokens": pooled[rows], "hidden": op.hidden, "ffn_hidden": op.ffn_hidden, "num_experts": op.num_experts,
+            "top_k": op.top_k, "ep": table.ep[rows], "etp": table.etp[rows],
+        }  # fmt: skip
+        dtype = kernel_format(machine.device, int(code), routed=True)
+        if dtype == "int4-weight-only":
+            out[rows] += _narrow_experts_s(shape, Quant(code), machine)
+        else:
+            out[rows] += machine.kernels.experts_s(**shape, dtype=dtype)
     return out
+
+
+def _narrow_experts_s(shape: dict[str, npt.ArrayLike], quant: Quant, machine: ServingMachine) -> Floats:
+    """Return seconds of experts with 4-bit weights that are widened on the way to 16-bit matrix units.
+
+    Few rows per expert only read weights, so the 16-bit kernel's time shrinks with the bytes; many rows compute
+    as the 16-bit kernel does.
+    """
+    wide = machine.kernels.experts_s(**shape, dtype="bf16")
+    width = np.asarray(shape["ffn_hidden"]) / np.asarray(shape["etp"])
+    routed = np.asarray(shape["tokens"]) * np.asarray(shape["top_k"]) / np.asarray(shape["ep"])
+    flops = 6.0 * routed * np.asarray(shape["hidden"]) * width
+    compute = flops / (_NARROW_PEAK_FRAC * machine.device.peak_flops_per_s("bf16"))
+    launch = 4.0 * machine.kernels.launch_s()
+    return np.maximum(launch + (wide - launch).clip(0.0) * quant.bytes_per_weight / 2.0, compute)
 
 
 def _state_space_s(
