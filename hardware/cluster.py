@@ -13,6 +13,7 @@ from hardware.device import Device
 from hardware.errors import OutOfDomainError
 from hardware.fabric import Fabric, FabricKind, fabric_levels, largest_divisor
 from hardware.levels import Level, LinkKind
+from hardware.measured_links import MeasuredLinks
 from hardware.node import NodeTemplate
 from hardware.topology import Link, Part, PartKind, Topology
 
@@ -47,6 +48,8 @@ class Cluster:
     name: str
     groups: tuple[NodeGroup, ...]
     fabrics: tuple[Fabric, ...] = ()
+    measured_links: MeasuredLinks | None = field(default=None, compare=False, repr=False)
+    """Measured rates between the hosts, in the order of the nodes."""
     _fabric_by_name: dict[str, Fabric] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -135,7 +138,8 @@ class Cluster:
         if num_nodes == self.groups[0].count:
             return self
         try:
-            return replace(self, groups=(replace(self.groups[0], count=num_nodes),))
+            group = replace(self.groups[0], count=num_nodes)
+            return replace(self, groups=(group,), measured_links=None)
         except ValueError as error:
             raise OutOfDomainError(str(error)) from None
 
@@ -189,6 +193,13 @@ def _cluster_problems(cluster: Cluster) -> list[str]:
     ]
     if not cluster.groups:
         problems.append("a cluster needs at least one group")
+    links = cluster.measured_links
+    if links is not None and links.num_hosts != sum(
+        group.count * group.node.num_hosts for group in cluster.groups
+    ):
+        problems.append(
+            f"measured_links names {links.num_hosts} hosts, the groups have another number of nodes"
+        )
     for index, group in enumerate(cluster.groups):
         problems += _group_problems(group, f"group {group.name or index}", cluster)
     if problems:
@@ -338,25 +349,7 @@ def homogeneous_cluster(
         if intra_kind is LinkKind.MESH
         else None,
     )
-    parts = [
-        Part(id=f"gpu{i}", kind=PartKind.ACCELERATOR, device=device.name) for i in range(devices_per_node)
-    ]
-    links = [
-        Link(
-            a=part.id,
-            b="switch",
-            technology=intra_technology,
-            bytes_per_s=intra_bytes_per_s,
-            latency_s=intra_latency_s / 2,
-        )
-        for part in parts
-    ]
-    node = NodeTemplate(
-        name=f"{label}-node",
-        device=device,
-        topology=Topology(parts=(*parts, Part(id="switch", kind=PartKind.SWITCH)), links=tuple(links)),
-        rated_levels=(level,) if devices_per_node > 1 else (),
-    )
+    node = _plain_node(f"{label}-node", device, level)
     fabric = Fabric(
         name="network",
         kind=FabricKind.CLOS,
@@ -366,4 +359,25 @@ def homogeneous_cluster(
     )
     return Cluster(
         name=label, groups=(NodeGroup(node=node, count=num_nodes, fabrics=("network",)),), fabrics=(fabric,)
+    )
+
+
+def _plain_node(name: str, device: Device, level: Level) -> NodeTemplate:
+    """Return a node of `level.size` devices on one switch, whose level is given as numbers."""
+    parts = [Part(id=f"gpu{i}", kind=PartKind.ACCELERATOR, device=device.name) for i in range(level.size)]
+    links = tuple(
+        Link(
+            a=part.id,
+            b="switch",
+            technology=level.technology,
+            bytes_per_s=level.bytes_per_s,
+            latency_s=level.latency_s / 2,
+        )
+        for part in parts
+    )
+    return NodeTemplate(
+        name=name,
+        device=device,
+        topology=Topology(parts=(*parts, Part(id="switch", kind=PartKind.SWITCH)), links=links),
+        rated_levels=(level,) if level.size > 1 else (),
     )
