@@ -20,6 +20,7 @@ from fit_collectives import NAMES, SYSTEMS, read, samples
 from costmodels.collective_curves import Curve, fit_curve, traffic_factor
 from costmodels.collectives import SERVING, Collective, collective_s
 from costmodels.expert_exchange import ExchangeKernel, moe_combine_s, moe_dispatch_s
+from hardware.catalog import find_cluster
 from hardware.levels import Level, LinkKind
 
 OPS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "all_reduce_custom")
@@ -187,6 +188,20 @@ def others(data):
         print(f"  {label:<44} predicted {busbw:6.1f} measured {measured:6.1f} {busbw / measured - 1:+6.1%}")
 
 
+def hosts(data):
+    """Print PCIe hosts as the catalogue has them; their outer levels were rated by these samples."""
+    for cluster, system in (("aws-g6e", "l40s"), ("rtx-pro-6000-server", "rtx_pro_6000_server")):
+        levels = find_cluster(cluster).levels
+        for row in read(data / "hardware" / "nccl_measured.csv"):
+            if row["system"] != system:
+                continue
+            op, degree = NAMES.get(row["collective"], row["collective"]), int(row["n_gpus"])
+            factor = (degree - 1) / degree * (2 if op == "all_reduce" else 1)
+            busbw = 2**29 * factor / float(predict(op, [2**29], degree, levels)[0]) / 1e9
+            measured = float(row["busbw_512MiB"])
+            print(f"  {system} x{degree} {op:<15} predicted {busbw:5.1f} measured {measured:5.1f} GB/s")
+
+
 def experts(data):
     print("5. expert dispatch and combine (constants read off these tables)")
     levels = (node("nvlink4", 450e9), rails(50e9))
@@ -211,7 +226,7 @@ def main():
     data = Path(sys.argv[1] if len(sys.argv) > 1 else "../shared/data")
     if not (data / "kernels").is_dir():
         sys.exit(f"{data}/kernels is absent: the measured tables are needed")
-    for part in (shipped, held_out_machine, held_out_degree, others, experts):
+    for part in (shipped, held_out_machine, held_out_degree, others, hosts, experts):
         part(data)
 
 
