@@ -13,6 +13,7 @@
     devices: {my-gpu: {vendor: acme, memory_bytes: 48 GB, ...}}   # optional, see hardware.device.Device
     nodes: {my-node: {device: my-gpu, parts: [...], links: [...]}} # optional, see hardware.node_file
 
+`measured_links` holds measured rates between hosts, see hardware.measured_links.
 A group without `fabrics` uses all fabrics of the file, or its node's usual ones if the file has none.
 `devices_per_node` uses only the first devices of each node (64 of a rack's 72).
 """
@@ -26,6 +27,7 @@ from hardware.cluster import Cluster, NodeGroup, NodeTemplate
 from hardware.device import Source
 from hardware.errors import OutOfDomainError, SpecError
 from hardware.fabric import Fabric
+from hardware.measured_links import MeasuredLinksEntry, read_links
 
 __all__ = ["ClusterFile", "GroupEntry", "build_cluster"]
 
@@ -56,6 +58,7 @@ class ClusterFile:
     fabrics: tuple[Fabric, ...] = ()
     devices: dict[str, dict[str, Any]] = field(default_factory=dict)
     nodes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    measured_links: MeasuredLinksEntry | None = None
     aliases: tuple[str, ...] = ()
     overrides: bool = False
     sources: dict[str, Source] = field(default_factory=dict)
@@ -87,6 +90,7 @@ def build_cluster(spec: ClusterFile, nodes: dict[str, NodeTemplate], where: str)
     if problems:
         raise SpecError(where, problems)
     try:
-        return Cluster(name=spec.name, groups=tuple(groups), fabrics=fabrics)
+        links = None if spec.measured_links is None else read_links(spec.measured_links, where)
+        return Cluster(name=spec.name, groups=tuple(groups), fabrics=fabrics, measured_links=links)
     except ValueError as error:
         raise SpecError(where, str(error).split("\n")) from None

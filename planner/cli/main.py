@@ -50,6 +50,7 @@ VERBS: tuple[Verb, ...] = (
     _verb("catalog nodes", "catalog", "nodes", "Node templates."),
     _verb("catalog clusters", "catalog", "clusters", "Clusters, their levels and bandwidths."),
     _verb("catalog models", "catalog", "models", "Models and their shapes."),
+    _verb("import", "import_", "import_files", "Turn the output of a measuring tool into a cluster file."),
     _verb("schema", "schema", "schema", "Print the JSON schema of a file format."),
 )
 

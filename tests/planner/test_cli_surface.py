@@ -29,13 +29,14 @@ SURFACE = {
     "estimate train": REQUEST | OUTPUT | STRATEGY | {"--request", "--catalog"},
     "backtest train": {"--by", "--json"},
     "backtest memory": {"--by", "--json"},
-    "backtest kernels": {"--by", "--json"},
+    "backtest kernels": {"--by", "--device", "--json", "--op"},
     "explain": {"--json"},
     "compare": {"--json"},
     "catalog devices": {"--catalog", "--json"},
     "catalog nodes": {"--catalog", "--json"},
     "catalog clusters": {"--catalog", "--json", "--nodes"},
     "catalog models": {"--json"},
+    "import": {"--catalog", "--device", "--name", "--node", "-o", "--output", "--samples"},
     "schema": set(),
 }
 

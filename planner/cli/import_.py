@@ -1,0 +1,64 @@
+"""`meshwright import`: what other programs print becomes a cluster file."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from planner.cli.errors import readable_errors
+from planner.cli.options import CatalogOption, OutputOption
+
+__all__ = ["import_files"]
+
+KindArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="KIND", help="mpigraph, nccl-tests, nvidia-smi-topo, rocm-smi, npu-smi or nccl-xml."
+    ),
+]
+FilesArgument = Annotated[
+    list[Path], typer.Argument(metavar="FILE...", help="Outputs of that tool; several merge.")
+]
+NodeOption = Annotated[
+    str | None,
+    typer.Option("--node", metavar="TEMPLATE", help="Node template of the hosts that were measured."),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option("--device", metavar="NAME", help="Device whose data sheet gives the links' rates."),
+]
+NameOption = Annotated[str, typer.Option("--name", help="Name of the cluster.")]
+SamplesOption = Annotated[
+    Path | None, typer.Option("--samples", metavar="FILE", help="Also write collective measurements as CSV.")
+]
+
+
+def import_files(
+    kind: KindArgument,
+    files: FilesArgument,
+    node: NodeOption = None,
+    device: DeviceOption = None,
+    name: NameOption = "imported",
+    samples: SamplesOption = None,
+    output: OutputOption = None,
+    catalog: CatalogOption = None,
+) -> None:
+    """Turn what a measuring tool printed into a cluster file."""
+    with readable_errors():
+        from hardware.errors import InputError
+        from hardware.importers.cluster_text import imported_cluster, imported_runs
+        from hardware.importers.nccl_tests import samples_text
+        from planner.plan_io import write_text
+
+        if samples is not None and kind != "nccl-tests":
+            message = f"--samples belongs to nccl-tests; {kind} measures no collectives"
+            raise InputError(message)
+        text = imported_cluster(
+            kind, files, node=node, device=device, name=name, catalogs=tuple(catalog or ())
+        )
+        if samples is not None:
+            write_text(samples_text(imported_runs(files)), samples)
+        if output is None:
+            typer.echo(text, nl=False)
+        else:
+            write_text(text, output)
