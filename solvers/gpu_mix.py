@@ -1,0 +1,292 @@
+r"""How many instances of which kind serve a load at the least cost.
+
+Items are kinds of instances (a device type with an engine configuration, for one model); buckets are
+request sizes. One instance of item :math:`i` that serves only bucket :math:`b` sustains :math:`T_{ib}`
+requests per second within the latency targets, so a request rate :math:`r_b` sent there needs
+:math:`a_{ib} = r_b / T_{ib}` instances. With the number of instances :math:`y_i` and the share :math:`z_{ib}` of bucket b sent to item i:
+
+.. math::
+
+    \min \sum_i c_i y_i \quad\text{s.t.}\quad \sum_i z_{ib} = 1 \;\forall b, \qquad
+    (1 + \rho_i) \sum_b a_{ib} z_{ib} + s_i u_i \le y_i \;\forall i, \qquad \sum_i w_{ki} y_i \le W_k \;\forall k
+
+:math:`y_i` are whole, the shares continuous: cutting a bucket costs nothing at the router, and identical
+slices of it never become separate unknowns (T. Griggs et al., Mélange, arXiv 2404.14527, cuts buckets into
+slices and makes one binary of each). :math:`s_i` spare instances are kept where item i is used
+(:math:`u_i` is one then); :math:`\rho_i` keeps room for a lost zone. Limits k are stock, quotas, budget or power.
+"""
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from hardware.errors import InfeasibleError
+from solvers.milp import Program, solve_program
+from solvers.outcome import Outcome, Status
+
+__all__ = ["Limit", "MixProblem", "MixSolution", "check_mix", "solve_mix"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+_LOAD_TOLERANCE = 1e-6
+_MERGE_DIGITS = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Limit:
+    """``sum_i per_instance[i] * y_i <= total``."""
+
+    name: str
+    per_instance: Floats
+    """What one instance of each item takes: devices, watts, dollars. shape (items,)"""
+    total: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MixProblem:
+    """Items, buckets and limits as arrays."""
+
+    item_names: tuple[str, ...]
+    bucket_names: tuple[str, ...]
+    usd_per_hour: Floats
+    """Of one instance. shape (items,)"""
+    load: Floats
+    """Instances of item i that all of bucket b needs; infinity: cannot serve. shape (items, buckets)"""
+    min_count: Ints | None = None
+    max_count: Ints | None = None
+    spare: Ints | None = None
+    """Instances that may fail while the rest still carries the load, for items that are used."""
+    headroom_frac: Floats | None = None
+    """Room beyond the load, for a lost zone: 1 / (zones - 1)."""
+    limits: tuple[Limit, ...] = ()
+    num_slices: int | None = None
+    """Cut every bucket into so many equal slices that stay whole (one item each); None splits freely."""
+
+    def __post_init__(self) -> None:
+        shape = (len(self.item_names), len(self.bucket_names))
+        if self.load.shape != shape or self.usd_per_hour.shape != shape[:1]:
+            message = f"load must have shape {shape} and usd_per_hour {shape[:1]}"
+            raise ValueError(message)
+        if np.isnan(self.load).any() or (self.load < 0).any() or (self.usd_per_hour <= 0).any():
+            message = "load must not be negative, usd_per_hour must be positive"
+            raise ValueError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MixSolution:
+    """Counts and the router's shares."""
+
+    count: Ints
+    """shape (items,)"""
+    share: Floats
+    """Of each bucket, where it goes. shape (items, buckets)"""
+    usd_per_hour: float
+    best_single_usd_per_hour: float
+    """Of the cheapest item that carries all buckets alone; infinity where none can."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where unknowns stand in the program."""
+
+    items: Ints
+    buckets: Ints
+    used: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+
+def solve_mix(
+    problem: MixProblem, *, solver: str = "highs", time_limit_s: float | None = 60.0, rel_gap: float = 1e-6
+) -> Outcome[MixSolution]:
+    """Return the cheapest counts with a router split, re-checked against the problem itself.
+
+    Parameters
+    ----------
+    time_limit_s : stop then with the best mix so far; None is no limit. [s]
+    rel_gap : accept a mix this close to the bound.
+
+    Raises
+    ------
+    InfeasibleError
+        if a bucket cannot be served by any item; names it.
+    """
+    started = time.monotonic()
+    _require_servers(problem)
+    whole = problem.num_slices is not None
+    merged, groups = (problem, np.arange(len(problem.bucket_names))) if whole else _merge_buckets(problem)
+    program, layout = _program(merged)
+    outcome = solve_program(program, solver=solver, time_limit_s=time_limit_s, rel_gap=rel_gap)
+    wall_s = time.monotonic() - started
+    if outcome.solution is None:
+        return Outcome(status=outcome.status, bound=outcome.bound, wall_s=wall_s, conflict=outcome.conflict)
+    num_items = len(problem.item_names)
+    count = np.round(outcome.solution[:num_items]).astype(np.int64)
+    share = np.zeros(merged.load.shape)
+    shares = outcome.solution[num_items : num_items + len(layout.items)] / (problem.num_slices or 1)
+    share[layout.items, layout.buckets] = np.clip(shares, 0.0, 1.0)
+    share = share / share.sum(axis=0, keepdims=True)
+    solution = MixSolution(
+        count=count,
+        share=share[:, groups],
+        usd_per_hour=float(problem.usd_per_hour @ count),
+        best_single_usd_per_hour=_best_single(problem),
+    )
+    problems = check_mix(problem, solution)
+    if problems:
+        return Outcome(status=Status.NO_ANSWER, bound=outcome.bound, wall_s=wall_s, conflict=tuple(problems))
+    bound = None if outcome.bound is None else min(outcome.bound, solution.usd_per_hour)
+    return Outcome(
+        status=outcome.status,
+        solution=solution,
+        objective=solution.usd_per_hour,
+        bound=bound,
+        wall_s=time.monotonic() - started,
+    )
+
+
+def check_mix(problem: MixProblem, solution: MixSolution) -> list[str]:
+    """Return every condition of the problem that the solution breaks, in words; empty when all hold."""
+    total = solution.share.sum(axis=0)
+    problems = [
+        f"bucket {problem.bucket_names[b]} is served to {total[b]:.6f}"
+        for b in np.flatnonzero(np.abs(total - 1.0) > 1e-6)
+    ]
+    load = np.where(solution.share > 0, problem.load, 0.0)
+    need = (load * solution.share).sum(axis=1)
+    if problem.headroom_frac is not None:
+        need = need * (1.0 + problem.headroom_frac)
+    if problem.spare is not None:
+        need = need + np.where(need > _LOAD_TOLERANCE, problem.spare, 0)
+    problems += [
+        f"{problem.item_names[i]}: {need[i]:.6f} needed, {solution.count[i]} planned"
+        for i in np.flatnonzero(need > solution.count * (1.0 + _LOAD_TOLERANCE) + _LOAD_TOLERANCE)
+    ]
+    low, high = _bounds(problem)
+    problems += [
+        f"{problem.item_names[i]}: {solution.count[i]} outside {low[i]:g} to {high[i]:g}"
+        for i in np.flatnonzero((solution.count < low) | (solution.count > high))
+    ]
+    for limit in problem.limits:
+        taken = float(limit.per_instance @ solution.count)
+        if taken > limit.total * (1.0 + _LOAD_TOLERANCE) + 1e-9:
+            problems.append(f"{limit.name}: {taken:g} of {limit.total:g}")
+    return problems
+
+
+def _require_servers(problem: MixProblem) -> None:
+    lost = np.flatnonzero(~np.isfinite(problem.load).any(axis=0))
+    if len(lost):
+        names = [problem.bucket_names[b] for b in lost]
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        message = f"no kind of instance serves bucket {shown} within the latency targets"
+        raise InfeasibleError(message, names)
+
+
+def _bounds(problem: MixProblem) -> tuple[Floats, Floats]:
+    num_items = len(problem.item_names)
+    low = np.zeros(num_items) if problem.min_count is None else problem.min_count.astype(float)
+    high = np.full(num_items, np.inf) if problem.max_count is None else problem.max_count.astype(float)
+    return low, high
+
+
+def _merge_buckets(problem: MixProblem) -> tuple[MixProblem, Ints]:
+    """Return the problem with proportional buckets joined, and which joint bucket each belongs to.
+
+    Buckets whose loads are the same up to a factor are served alike by some optimal split.
+    """
+    finite = np.where(np.isfinite(problem.load), problem.load, -1.0)
+    scale = finite.max(axis=0)
+    relative = np.round(np.where(finite < 0, -1.0, finite / np.where(scale > 0, scale, 1.0)), _MERGE_DIGITS)
+    _, first, groups = np.unique(relative.T, axis=0, return_index=True, return_inverse=True)
+    groups = groups.reshape(-1)
+    if len(first) == len(problem.bucket_names):
+        return problem, np.arange(len(first))
+    joint = np.stack([problem.load[:, groups == g].sum(axis=1) for g in range(len(first))], axis=1)
+    merged = MixProblem(
+        item_names=problem.item_names,
+        bucket_names=tuple(problem.bucket_names[i] for i in first),
+        usd_per_hour=problem.usd_per_hour,
+        load=joint,
+        min_count=problem.min_count,
+        max_count=problem.max_count,
+        spare=problem.spare,
+        headroom_frac=problem.headroom_frac,
+        limits=problem.limits,
+    )
+    return merged, groups
+
+
+def _program(problem: MixProblem) -> tuple[Program, _Layout]:
+    """Return the mixed-integer program: counts first, then shares, then uses."""
+    num_items, num_buckets = problem.load.shape
+    items, buckets = np.nonzero(np.isfinite(problem.load))
+    spare = np.zeros(num_items) if problem.spare is None else problem.spare.astype(float)
+    used = np.flatnonzero(spare > 0)
+    room = 1.0 if problem.headroom_frac is None else 1.0 + problem.headroom_frac[items]
+    pieces = float(problem.num_slices or 1)
+    load = problem.load[items, buckets] * room / pieces
+    num_shares = len(items)
+    low, high = _bounds(problem)
+    share_columns = num_items + np.arange(num_shares)
+    use_columns = num_items + num_shares + np.arange(len(used))
+    all_load = np.where(np.isfinite(problem.load), problem.load, 0.0).sum(axis=1)
+    ceiling = np.minimum(high, np.ceil(2.0 * all_load) + spare + 1.0 + low)
+    limit_rows = num_buckets + num_items + len(used) + np.arange(len(problem.limits))
+    entries = [
+        (buckets, share_columns, np.ones(num_shares)),
+        (num_buckets + items, share_columns, load),
+        (num_buckets + np.arange(num_items), np.arange(num_items), -np.ones(num_items)),
+        (num_buckets + used, use_columns, spare[used]),
+        (num_buckets + num_items + np.arange(len(used)), used, np.ones(len(used))),
+        (num_buckets + num_items + np.arange(len(used)), use_columns, -ceiling[used]),
+    ]
+    for row, limit in zip(limit_rows.tolist(), problem.limits, strict=True):
+        taking = np.flatnonzero(limit.per_instance)
+        entries.append((np.full(len(taking), row), taking, limit.per_instance[taking]))
+    rows, columns, values = (np.concatenate(part) for part in zip(*entries, strict=True))
+    order = np.lexsort((columns, rows))
+    totals = np.array([limit.total for limit in problem.limits])
+    program = Program(
+        column_names=(
+            *(f"count {n}" for n in problem.item_names),
+            *(
+                f"share {problem.bucket_names[b]} on {problem.item_names[i]}"
+                for i, b in zip(items, buckets, strict=True)
+            ),
+            *(f"used {problem.item_names[i]}" for i in used),
+        ),
+        cost=np.concatenate([problem.usd_per_hour, np.zeros(num_shares + len(used))]),
+        lower=np.concatenate([low, np.zeros(num_shares + len(used))]),
+        upper=np.concatenate([high, np.full(num_shares, pieces), np.ones(len(used))]),
+        integer=np.concatenate(
+            [np.ones(num_items), np.full(num_shares, problem.num_slices is not None), np.ones(len(used))]
+        ).astype(bool),
+        row_names=(
+            *(f"serve {n}" for n in problem.bucket_names),
+            *(f"capacity {n}" for n in problem.item_names),
+            *(f"use {problem.item_names[i]}" for i in used),
+            *(f"limit {limit.name}" for limit in problem.limits),
+        ),
+        row_lower=np.concatenate(
+            [np.ones(num_buckets), np.full(num_items + len(used) + len(totals), -np.inf)]
+        ),
+        row_upper=np.concatenate([np.full(num_buckets, pieces), np.zeros(num_items + len(used)), totals]),
+        entry_rows=rows[order],
+        entry_columns=columns[order],
+        entry_values=values[order],
+    )
+    return program, _Layout(items=items, buckets=buckets, used=used)
+
+
+def _best_single(problem: MixProblem) -> float:
+    """Return the cost of the cheapest item that carries every bucket alone, spares included; limits aside."""
+    need = problem.load.sum(axis=1)
+    if problem.headroom_frac is not None:
+        need = need * (1.0 + problem.headroom_frac)
+    alone = np.where(np.isfinite(need), np.ceil(need - _LOAD_TOLERANCE), np.inf)
+    if problem.spare is not None:
+        alone = alone + problem.spare
+    best: float = np.min(alone * problem.usd_per_hour)
+    return best
