@@ -1,7 +1,8 @@
 """Fit the shipped kernel coefficients from measured tables.
 
-Run ``OMP_NUM_THREADS=1 python -m benchmarks.fit_kernels [--samples ../shared/data/kernels] [DEVICE ...]`` from the
-root of the checkout. Writes ``costmodels/data/coefficients/kernels/<device>.json`` and prints the held-out errors.
+Run ``OMP_NUM_THREADS=1 python -m benchmarks.fit_kernels [--samples ../shared/data/kernels] [DEVICE ...]``
+from the root of the checkout. Writes ``costmodels/data/coefficients/kernels/<device>.json`` and prints the
+held-out errors.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodels.kernels_data import MEASURED, SCHEMA_VERSION, rated_device, rated_numbers
-from costmodels.kernels_fit import Fitted, fit_physics, fit_surface
+from costmodels.kernels_fit import Fitted, Sibling, TreeSettings, fit_surface
 from costmodels.kernels_machine import find_format, machine_of
 from costmodels.kernels_samples import KernelSamples, file_sha256, read_kernel_samples
 from hardware.catalog import find_device
@@ -25,8 +26,13 @@ OUTPUT = Path("costmodels/data/coefficients/kernels")
 MEASURED_ON = "2026-08-21"
 """Date of the published tables (their repository's commit)."""
 PREFIXES = {
-    "a100-80gb": "a100_sxm", "h100": "h100_sxm", "h200": "h200_sxm", "l40s": "l40s", "b200": "b200_sxm", "gb200": "gb200",
-}  # fmt: skip
+    "a100-80gb": "a100_sxm",
+    "h100": "h100_sxm",
+    "h200": "h200_sxm",
+    "l40s": "l40s",
+    "b200": "b200_sxm",
+    "gb200": "gb200",
+}
 TABLES = (
     "gemm_bf16", "gemm_fp8", "gemm_fp8block", "gemm_nvfp4", "gemm_int8_w8a8", "context_attention",
     "generation_attention", "context_mla", "generation_mla", "moe",
@@ -40,6 +46,11 @@ GROUPS = {
     "experts": ("hidden", "ffn_hidden", "top_k", "num_experts"),
 }
 """Columns whose combinations are held out whole."""
+SIBLINGS = {"h100": "h200", "h200": "h100", "b200": "gb200", "gb200": "b200"}
+"""The same dies with another memory or another power limit."""
+SIBLING_TABLES = ("gemm", "context_attention", "generation_attention")
+ROBUST = ("matmul", "experts")
+"""Families whose tables hold stray slow rows."""
 
 
 def tables(samples: Path, device: str) -> Iterator[tuple[Path, KernelSamples]]:
@@ -82,6 +93,32 @@ def provenance(
     }
 
 
+def siblings(samples: Path, name: str, path: Path, dtype: str) -> tuple[Sibling, ...]:
+    """Return the same table of the device with the same dies, where there is one."""
+    other = SIBLINGS.get(name)
+    table = path.name.removeprefix(PREFIXES[name] + "_")
+    if other is None or not table.startswith(SIBLING_TABLES):
+        return ()
+    place = samples / f"{PREFIXES[other]}_{table}"
+    data = read_kernel_samples(place)
+    shape, seconds = select(data, dtype)
+    device = rated_device(other, rated_numbers(find_device(other)))
+    groups = group_names(data.family.name, shape)
+    return (
+        Sibling(shape=shape, seconds=seconds, machine=machine_of(device, find_format(dtype)), groups=groups),
+    )
+
+
+def report(name: str, key: str, num_rows: int, fitted: Fitted) -> None:
+    """Print the held-out errors of one surface."""
+    held, physics = fitted.held_out, fitted.physics_held_out
+    print(
+        f"{name:10s} {key:18s} {num_rows:6d} rows  held out: MAPE {100 * held['mape_frac']:5.2f} %  "
+        f"median {100 * held['median_ape_frac']:5.2f} %  physics alone {100 * physics['mape_frac']:5.2f} %",
+        flush=True,
+    )
+
+
 def fit_device(samples: Path, name: str) -> dict[str, Any]:
     """Return the coefficient file of one device."""
     device = rated_device(name, rated_numbers(find_device(name)))
@@ -92,18 +129,20 @@ def fit_device(samples: Path, name: str) -> dict[str, Any]:
             fmt = find_format(str(dtype))
             family = table.family
             fitted = fit_surface(
-                family, shape, seconds, machine_of(device, fmt), fmt, groups=group_names(family.name, shape)
+                family,
+                shape,
+                seconds,
+                machine_of(device, fmt),
+                fmt,
+                groups=group_names(family.name, shape),
+                siblings=siblings(samples, name, path, str(dtype)),
+                settings=TreeSettings(robust=family.name in ROBUST),
             )
             key = f"{family.name}/{fmt.name}"
             surfaces[key] = fitted.surface.to_json() | {
                 "provenance": provenance(path, shape, fitted, fmt.name)
             }
-            held = fitted.held_out
-            print(
-                f"{name:10s} {key:18s} {len(seconds):6d} rows  held out: MAPE {100 * held['mape_frac']:5.2f} %  "
-                f"median {100 * held['median_ape_frac']:5.2f} %  physics alone {100 * fitted.physics_held_out['mape_frac']:5.2f} %",
-                flush=True,
-            )
+            report(name, key, len(seconds), fitted)
     return {
         "schema_version": SCHEMA_VERSION,
         "device": name,
@@ -195,7 +234,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     if not options.samples.is_dir():
-        raise SystemExit(f"no kernel tables at {options.samples}; pass --samples")
+        message = f"no kernel tables at {options.samples}; pass --samples"
+        raise SystemExit(message)
     for name in options.devices or MEASURED:
         write(name, fit_device(options.samples, name))
     write("generic", pooled(options.samples))

@@ -1,11 +1,11 @@
 """Seconds of operators on one device, by shape: matmul, attention, routed experts and memory-bound kernels.
 
-``kernel_model(device)`` answers for any device. A measured one uses its own fitted surfaces; any other uses those of
-the device that it resembles, or the generic surface, and says so with a wider error. All arguments broadcast; answers
-have the broadcast shape.
+``kernel_model(device)`` answers for any device. A measured one uses its own fitted surfaces; any other uses
+those of the device that it resembles, or the generic surface, and says so with a wider error. All arguments
+broadcast; answers have the broadcast shape.
 
-Every ``*_s`` method returns seconds. Methods without the suffix return a `KernelTime`, which also carries the standard
-deviation of the logarithm of measured over predicted.
+Every ``*_s`` method returns seconds. Methods without the suffix return a `KernelTime`, which also carries
+the standard deviation of the logarithm of measured over predicted.
 """
 
 from dataclasses import dataclass, replace
@@ -15,29 +15,35 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodels.kernels_attention import BACKWARD_FLOPS_RATIO, CONTEXT, CONTEXT_MLA, DECODE, DECODE_MLA
-from costmodels.kernels_data import Source, find_surface, source_of
+from costmodels.kernels_data import Source, find_surface, source_of, sustained_frac
 from costmodels.kernels_experts import EXPERTS
-from costmodels.kernels_machine import Family, Floats, Shape, find_format, machine_of
+from costmodels.kernels_machine import Coefficients, Family, Floats, Shape, find_format, machine_of
 from costmodels.kernels_matmul import MATMUL, weight_bytes
-from costmodels.kernels_surface import KernelTime
+from costmodels.kernels_surface import KernelTime, Surface
 from hardware.device import Device
 
 __all__ = ["KernelModel", "KernelTime", "kernel_model"]
 
 _BACKWARD_EFFICIENCY = 0.85
-"""Fused backward over forward, as fractions of peak: 63 % against 73 % on A100 (Dao, arXiv 2307.08691, sec. 4.1), and
-about 550 against 650 TFLOP/s on H100 (Shah et al., arXiv 2407.08608, figs. 5 and 6, head size 128, causal)."""
+"""Fused backward over forward, as fractions of peak: 63 % against 73 % on A100 (Dao, arXiv 2307.08691, sec.
+4.1), and about 550 against 650 TFLOP/s on H100 (Shah et al., arXiv 2407.08608, figs. 5 and 6, head size
+128, causal)."""
 _BACKWARD_LAUNCHES = 3.0
-"""Kernels of a fused backward: row sums of output times gradient, main loop, conversion of the query gradient."""
+"""Kernels of a fused backward: row sums of output times gradient, main loop, conversion of the query
+gradient."""
 _UNFUSED_PASSES = 4.0
-"""Times that an unfused softmax moves the scores, forward: scale-mask-softmax reads and writes, dropout the same."""
+"""Times that an unfused softmax moves the scores, forward: scale-mask-softmax reads and writes, dropout the
+same."""
 _UNFUSED_BACKWARD_PASSES = 5.0
 """Backward: dropout reads and writes, softmax reads gradient and output and writes."""
 _SAME_DIE_LOG_SIGMA = 0.10
-"""Added where a device borrows from one with the same dies. Transfers between H100 and H200, and between B200 and
-GB200, differ by 0.07 to 0.10 in the mean (bf16 matmul)."""
+"""Added where a device borrows from one with the same dies. Transfers between H100 and H200, and between
+B200 and GB200, differ by 0.07 to 0.10 in the mean (bf16 matmul)."""
 _BORROWED_FORMAT_LOG_SIGMA = 0.15
 """Added where another number format's coefficients answer (assumed)."""
+
+_LARGE_MATMUL = 8192.0
+"""Side of the square matmul at which a sustained share of peak is understood."""
 
 Number = npt.ArrayLike
 
@@ -54,28 +60,51 @@ class KernelModel:
     device: Device
     source: Source
     as_benchmarked: bool = False
-    """True reproduces the micro-benchmarks that the surfaces come from: weights may stay in the last-level cache
-    between repeats, and the host may be slower than the kernel. False is the kernel inside a real step: every
-    weight is read from memory and launches come from a captured graph."""
+    """True reproduces the micro-benchmarks that the surfaces come from: weights may stay in the last-level
+    cache between repeats, and the host may be slower than the kernel. False is the kernel inside a real
+    step: every weight is read from memory and launches come from a captured graph."""
 
     @property
     def measured(self) -> bool:
         """Whether the device itself was measured."""
         return self.source.measured
 
-    def _predict(self, family: Family, shape: Shape, dtype: str) -> KernelTime:
+    def predict_shape(self, family: Family, shape: Shape, dtype: str) -> KernelTime:
+        """Return the time of every row of a family's shape columns; the methods below name and broadcast
+        them.
+        """
         fmt = find_format(dtype)
         machine = machine_of(self.device, fmt)
         surface, same_format = find_surface(self.source.file, family, fmt)
         if not same_format or not self.source.same_die:
-            surface = replace(surface, trees=None)
+            surface = replace(surface, trees=None, coefficients=self._coefficients(surface))
         time = surface.predict(shape, machine, fmt, steady=not self.as_benchmarked)
         variance = time.log_sigma**2
+        if surface.trees is None:
+            variance = np.maximum(variance, surface.physics_log_sigma**2)
         if not same_format:
-            variance = np.maximum(variance, surface.physics_log_sigma**2) + _BORROWED_FORMAT_LOG_SIGMA**2
+            variance = variance + _BORROWED_FORMAT_LOG_SIGMA**2
         if not self.source.measured:
             variance = variance + _SAME_DIE_LOG_SIGMA**2
         return replace(time, log_sigma=np.sqrt(variance))
+
+    def _coefficients(self, surface: Surface) -> Coefficients:
+        """Return the coefficients, with the generic ones moved to the share of peak that the device
+        sustains.
+        """
+        wanted = sustained_frac(self.device) if self.source.file == "generic" else None
+        if wanted is None:
+            return surface.coefficients
+        fmt = find_format("bf16")
+        generic, _ = find_surface("generic", MATMUL, fmt)
+        machine = machine_of(self.device, fmt)
+        side = {name: np.array([_LARGE_MATMUL]) for name in MATMUL.columns}
+        seconds = float(MATMUL.physics(side, machine, fmt, generic.coefficients)[0])
+        reached = 2.0 * _LARGE_MATMUL**3 / (seconds * machine.peak_flops_per_s)
+        return {
+            **surface.coefficients,
+            "compute_frac": surface.coefficients["compute_frac"] * wanted / reached,
+        }
 
     def matmul(self, m: Number, n: Number, k: Number, *, dtype: str = "bf16") -> KernelTime:
         """Return the time of ``y[m, n] = x[m, k] @ w[n, k].T``.
@@ -89,7 +118,7 @@ class KernelModel:
             int4-weight-only; formats below 16 bits include quantising the activation.
         """
         shape, out = _columns(m=m, n=n, k=k)
-        time = self._predict(MATMUL, shape, dtype)
+        time = self.predict_shape(MATMUL, shape, dtype)
         seconds = time.seconds
         if not self.as_benchmarked:
             streamed = self.memory_s(weight_bytes(shape, find_format(dtype)))
@@ -107,7 +136,7 @@ class KernelModel:
         shape, out = _columns(groups=groups, m=m, n=n, k=k)
         fmt = find_format(dtype)
         surface, _ = find_surface(self.source.file, MATMUL, fmt)
-        surface = replace(surface, trees=None)
+        surface = replace(surface, trees=None, coefficients=self._coefficients(surface))
         time = surface.predict(shape, machine_of(self.device, fmt), fmt, steady=True)
         sigma = np.full(out, np.hypot(surface.physics_log_sigma, _SAME_DIE_LOG_SIGMA))
         return KernelTime(seconds=time.seconds.reshape(out), log_sigma=sigma)
@@ -143,7 +172,7 @@ class KernelModel:
             tokens=tokens, hidden=hidden, ffn_hidden=ffn_hidden, top_k=top_k, num_experts=num_experts,
             etp=etp, ep=ep, skew=skew,
         )  # fmt: skip
-        return _reshape(self._predict(EXPERTS, shape, dtype), out)
+        return _reshape(self.predict_shape(EXPERTS, shape, dtype), out)
 
     def experts_s(
         self,
@@ -198,7 +227,7 @@ class KernelModel:
         latent = bool(
             np.all((shape["head_dim"] > shape["value_dim"]) & (shape["kv_heads"] == shape["heads"]))
         )
-        return _reshape(self._predict(CONTEXT_MLA if latent else CONTEXT, shape, "bf16"), out)
+        return _reshape(self.predict_shape(CONTEXT_MLA if latent else CONTEXT, shape, "bf16"), out)
 
     def attention_s(
         self,
@@ -235,7 +264,9 @@ class KernelModel:
         window: Number | None = None,
         dtype: str = "bf16",
     ) -> Floats:
-        """Return the seconds of the fused backward: 2.5 times the FLOPs at 0.85 of the forward's efficiency."""
+        """Return the seconds of the fused backward: 2.5 times the FLOPs at 0.85 of the forward's
+        efficiency.
+        """
         forward = self.attention_s(
             batch=batch, q_len=q_len, kv_len=kv_len, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
             value_dim=value_dim, causal=causal, window=window, dtype=dtype,
@@ -277,12 +308,14 @@ class KernelModel:
         window: Number | None = None,
         dtype: str = "bf16",
     ) -> KernelTime:
-        """Return the time of attention of one new token per sequence over a cache of `kv_len` tokens in `dtype`."""
+        """Return the time of attention of one new token per sequence over a cache of `kv_len` tokens in
+        `dtype`.
+        """
         shape, out = _columns(
             batch=batch, kv_len=kv_len, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
             window=0 if window is None else window, kv_bytes=find_format(dtype).input_bytes,
         )  # fmt: skip
-        return _reshape(self._predict(DECODE, shape, "bf16"), out)
+        return _reshape(self.predict_shape(DECODE, shape, "bf16"), out)
 
     def decode_attention_s(
         self,
@@ -313,7 +346,7 @@ class KernelModel:
         shape, out = _columns(
             batch=batch, kv_len=kv_len, heads=heads, kv_bytes=find_format(dtype).input_bytes
         )
-        return _reshape(self._predict(DECODE_MLA, shape, "bf16"), out)
+        return _reshape(self.predict_shape(DECODE_MLA, shape, "bf16"), out)
 
     def mla_decode_attention_s(
         self, *, batch: Number, kv_len: Number, heads: Number, dtype: str = "bf16"
@@ -327,7 +360,9 @@ class KernelModel:
         return surface.coefficients["launch_s"]
 
     def memory_s(self, num_bytes: Number) -> Floats:
-        """Return the seconds of a memory-bound kernel (element-wise, norm, optimizer) that moves `num_bytes`."""
+        """Return the seconds of a memory-bound kernel (element-wise, norm, optimizer) that moves
+        `num_bytes`.
+        """
         surface, _ = find_surface(self.source.file, MATMUL, find_format("bf16"))
         c = surface.coefficients
         moved = np.asarray(num_bytes, dtype=np.float64)

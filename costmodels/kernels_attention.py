@@ -1,8 +1,10 @@
-r"""Physics of attention kernels: fused (flash) forward and backward, decode over a cache, latent (MLA) and unfused.
+r"""Physics of attention kernels: fused (flash) forward and backward, decode over a cache, latent (MLA) and
+unfused.
 
-The score area of one sequence is what the mask leaves of ``q_len x kv_len``. Each score costs ``2 (d + d_v)`` matrix
-FLOPs and one exponential; exponentials run beside, not inside, the matrix units and weigh more the smaller the head.
-A block of 128 queries of one head is one piece of work; with fewer pieces than compute units the longest decides.
+The score area of one sequence is what the mask leaves of ``q_len x kv_len``. Each score costs ``2 (d +
+d_v)`` matrix FLOPs and one exponential; exponentials run beside, not inside, the matrix units and weigh
+more the smaller the head. A block of 128 queries of one head is one piece of work; with fewer pieces than
+compute units the longest decides.
 """
 
 import numpy as np
@@ -14,14 +16,15 @@ __all__ = ["BACKWARD_FLOPS_RATIO", "CONTEXT", "CONTEXT_MLA", "DECODE", "DECODE_M
 _QUERY_BLOCK = 128
 _KV_BLOCK = 128
 BACKWARD_FLOPS_RATIO = 2.5
-"""Matrix FLOPs of the fused backward over forward: five products instead of two (Dao, arXiv 2307.08691, sec. 3)."""
+"""Matrix FLOPs of the fused backward over forward: five products instead of two (Dao, arXiv 2307.08691,
+sec. 3)."""
 
 
 def score_area(q_len: Floats, kv_len: Floats, causal: Floats, window: Floats) -> Floats:
     """Return the number of scores that the mask leaves, per head and sequence.
 
-    The last query sees all `kv_len` keys; a causal query sees itself and what precedes it, at most `window` keys
-    (0: no window).
+    The last query sees all `kv_len` keys; a causal query sees itself and what precedes it, at most `window`
+    keys (0: no window).
 
     Examples
     --------
@@ -91,10 +94,24 @@ def _context_features(shape: Shape, machine: Machine, fmt: Format) -> Floats:
     )
     columns = [np.log(x) for x in logs]
     columns += [shape["kv_bytes"], np.log1p(shape["window"]), pieces / np.ceil(pieces)]
+    columns += [
+        shape["value_dim"],
+        np.log(np.ceil(q * h / kvh / _QUERY_BLOCK)),
+        np.ceil(q / _QUERY_BLOCK) / q,
+    ]
+    for block in (64, 128, 192, 256):
+        columns += _fill(b * h * np.ceil(q / block), machine)
+    for block in (64, 128):
+        columns += _fill(b * kvh * np.ceil(q * h / kvh / block), machine)
     return np.stack(columns, axis=1)
 
 
 def _decode_s(shape: Shape, machine: Machine, fmt: Format, c: Coefficients) -> Floats:
+    """Return seconds of decode; libraries do not split a cache whose heads are all their own (``heads ==
+    kv_heads``).
+
+    Such a cache is walked by one unit per sequence and head, `serial_s` per key.
+    """
     b, h, kvh, d = (shape[c] for c in ("batch", "heads", "kv_heads", "head_dim"))
     kv = np.where(shape["window"] > 0, np.minimum(shape["window"], shape["kv_len"]), shape["kv_len"])
     moved = b * kv * kvh * 2.0 * d * shape["kv_bytes"] + 4.0 * b * h * d
@@ -105,8 +122,15 @@ def _decode_s(shape: Shape, machine: Machine, fmt: Format, c: Coefficients) -> F
     compute = 4.0 * b * padded * d * kv / (machine.peak_flops_per_s * c["compute_frac"])
     pieces = b * kvh * np.ceil(kv / _KV_BLOCK)
     chain = np.ceil(pieces / machine.num_sms) * c["tile_s"]
+    whole = np.where(h == kvh, np.ceil(b * kvh / machine.num_sms) * kv * c["serial_s"], 0.0)
     p = c["sharpness"]
-    return c["launch_s"] + (compute**p + memory**p + chain**p) ** (1.0 / p)
+    return c["launch_s"] + (compute**p + memory**p + chain**p + whole**p) ** (1.0 / p)
+
+
+def _fill(pieces: Floats, machine: Machine) -> list[Floats]:
+    """Return how many rounds of the compute units some pieces of work take, and how full the rounds are."""
+    rounds = pieces / machine.num_sms
+    return [np.log(rounds), rounds / np.ceil(rounds)]
 
 
 def _decode_features(shape: Shape, machine: Machine, fmt: Format) -> Floats:
@@ -131,6 +155,10 @@ def _decode_features(shape: Shape, machine: Machine, fmt: Format) -> Floats:
     )
     columns = [np.log(x) for x in logs]
     columns += [shape["kv_bytes"], np.log1p(shape["window"]), pieces / np.ceil(pieces)]
+    columns += [np.ceil(h / kvh / 16.0) * 16.0 * kvh / h, (h == kvh).astype(np.float64)]
+    for block in (64, 128, 256, 512):
+        columns += _fill(b * kvh * np.ceil(kv / block), machine)
+    columns += _fill(b * h, machine)
     return np.stack(columns, axis=1)
 
 
@@ -171,7 +199,7 @@ _CONTEXT_START = {
     "sharpness": 3.0,
     "launch_s": 8e-6,
 }
-_DECODE_START = {
+_DECODE_MLA_START = {
     "compute_frac": 0.5,
     "memory_frac": 0.7,
     "cache_share": 0.5,
@@ -179,6 +207,10 @@ _DECODE_START = {
     "tile_s": 1e-6,
     "sharpness": 3.0,
     "launch_s": 8e-6,
+}
+_DECODE_START = {
+    **_DECODE_MLA_START,
+    "serial_s": 1e-9,
 }
 _CONTEXT_COLUMNS = (
     "batch",
@@ -214,7 +246,7 @@ DECODE = Family(
 DECODE_MLA = Family(
     name="decode_mla",
     columns=("batch", "kv_len", "heads", "kv_bytes"),
-    start=_DECODE_START,
+    start=_DECODE_MLA_START,
     physics=_decode_mla_s,
     features=_decode_mla_features,
 )

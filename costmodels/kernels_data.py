@@ -1,8 +1,8 @@
 """Fitted kernel coefficients as files: one JSON per measured device, one for the generic surface.
 
-A device that was never measured borrows from the measured device that it most resembles, where the table below
-names one (same dies, other links, memory or power), and from the pooled generic surface otherwise. Either way its own
-rated peaks enter, and its error is wider.
+A device that was never measured borrows from the measured device that it most resembles, where the table
+below names one (same dies, other links, memory or power), and from the pooled generic surface otherwise.
+Either way its own rated peaks enter, and its error is wider.
 """
 
 import json
@@ -20,7 +20,17 @@ from costmodels.kernels_surface import Surface
 from hardware.device import Device
 from hardware.errors import OutOfDomainError
 
-__all__ = ["MEASURED", "Source", "rated_numbers", "rated_device", "source_of", "surface"]
+__all__ = [
+    "MEASURED",
+    "SCHEMA_VERSION",
+    "Source",
+    "find_surface",
+    "rated_device",
+    "rated_numbers",
+    "source_of",
+    "surface",
+    "sustained_frac",
+]
 
 SCHEMA_VERSION = 1
 MEASURED = ("a100-80gb", "b200", "gb200", "h100", "h200", "l40s")
@@ -43,6 +53,8 @@ SAME_DIE = {
 }
 """Devices built from the same dies or the same generation of dies as a measured one."""
 
+_ALIKE_UNITS_FRAC = 0.05
+"""Another number of compute units moves the waves, and with them what a correction has learned."""
 _ROOT = files("costmodels") / "data" / "coefficients" / "kernels"
 _RATED = tuple(f"{p}_flops_per_s" for p in ("fp32", "tf32", "bf16", "fp16", "fp8", "int8", "fp4"))
 
@@ -55,6 +67,7 @@ class Source:
     measured: bool
     """The device itself was measured."""
     same_die: bool
+    """The device resembles the measured one closely enough for the learned correction to hold."""
 
 
 def source_of(device: Device) -> Source:
@@ -63,7 +76,10 @@ def source_of(device: Device) -> Source:
         if name in MEASURED:
             return Source(file=name, measured=True, same_die=True)
     if device.name in SAME_DIE:
-        return Source(file=SAME_DIE[device.name], measured=False, same_die=True)
+        near = SAME_DIE[device.name]
+        units = load(near)["rated"]["num_sms"]
+        alike = device.num_sms is not None and abs(device.num_sms / units - 1.0) <= _ALIKE_UNITS_FRAC
+        return Source(file=near, measured=False, same_die=alike)
     return Source(file="generic", measured=False, same_die=False)
 
 
@@ -83,7 +99,8 @@ def load(name: str) -> dict[str, Any]:
     """Return the coefficient file called `name`, parsed."""
     data: dict[str, Any] = json.loads((_ROOT / f"{name}.json").read_text(encoding="utf-8"))
     if data["schema_version"] != SCHEMA_VERSION:
-        message = f"kernel coefficients {name}.json have schema_version {data['schema_version']}, not {SCHEMA_VERSION}"
+        found = data["schema_version"]
+        message = f"kernel coefficients {name}.json have schema_version {found}, not {SCHEMA_VERSION}"
         raise OutOfDomainError(message)
     return data
 
@@ -109,6 +126,14 @@ def _fitted_machine(data: Mapping[str, Any], fmt: Format) -> Machine:
     if data["rated"] is None:
         return Machine(peak_flops_per_s=np.nan, bytes_per_s=np.nan, l2_bytes=np.nan, num_sms=np.nan)
     return machine_of(rated_device(data["device"], data["rated"]), fmt)
+
+
+def sustained_frac(device: Device) -> float | None:
+    """Return the share of the rated bf16 peak that large matmuls are known to sustain on an unmeasured
+    device.
+    """
+    entry = load("sustained")["devices"].get(device.name)
+    return None if entry is None else float(entry["sustained_frac"])
 
 
 def find_surface(file: str, family: Family, fmt: Format) -> tuple[Surface, bool]:

@@ -1,9 +1,9 @@
 r"""Physics of the fused feed-forward of routed experts on one device.
 
-``tokens`` tokens choose ``top_k`` of ``num_experts`` experts; this device holds ``num_experts / ep`` of them, each
-cut ``etp`` ways. Tokens of one expert are padded to a tile; only experts that got a token are read from memory:
-with E experts and r routed rows in total, :math:`E (1 - (1 - 1/E)^r)` of them when the routing is balanced, fewer
-when it is skewed (a power law ``share_i ~ i^-skew`` over experts).
+``tokens`` tokens choose ``top_k`` of ``num_experts`` experts; this device holds ``num_experts / ep`` of
+them, each cut ``etp`` ways. Tokens of one expert are padded to a tile; only experts that got a token are
+read from memory: with E experts and r routed rows in total, :math:`E (1 - (1 - 1/E)^r)` of them when the
+routing is balanced, fewer when it is skewed (a power law ``share_i ~ i^-skew`` over experts).
 """
 
 import numpy as np
@@ -17,16 +17,21 @@ _ROW_TILES = (16, 32, 64, 128)
 
 
 def _shares(num_experts: Floats, skew: Floats) -> Floats:
-    """Return, at fixed quantiles of the experts, the load of one expert over the mean. shape (rows, quantiles)"""
+    """Return, at fixed quantiles of the experts, the load of one expert over the mean. shape (rows,
+    quantiles)
+    """
     rank = _QUANTILES[None, :] * num_experts[:, None] + 0.5
     weight = rank ** -skew[:, None]
-    return weight / weight.mean(axis=1, keepdims=True)
+    mean: Floats = weight.mean(axis=1, keepdims=True)
+    share: Floats = weight / mean
+    return share
 
 
 def active_experts(routed: Floats, num_experts: Floats, skew: Floats) -> Floats:
     """Return how many of all experts get at least one of `routed` rows."""
     load = _shares(num_experts, skew) * (routed / num_experts)[:, None]
-    return num_experts * (1.0 - np.exp(-load)).mean(axis=1)
+    reached: Floats = (1.0 - np.exp(-load)).mean(axis=1)
+    return num_experts * reached
 
 
 def _parts(shape: Shape) -> tuple[Floats, Floats, Floats]:
@@ -70,8 +75,9 @@ def _features(shape: Shape, machine: Machine, fmt: Format) -> Floats:
     compute = rows * hidden * width / machine.peak_flops_per_s
     memory = active * hidden * width / machine.bytes_per_s
     logs = (
-        shape["tokens"], hidden, shape["ffn_hidden"], width, shape["top_k"], shape["num_experts"], shape["ep"],
-        shape["etp"], rows, local, active, rows / local, compute, memory, compute / memory, hidden * width,
+        shape["tokens"], hidden, shape["ffn_hidden"], width, shape["top_k"], shape["num_experts"],
+        shape["ep"], shape["etp"], rows, local, active, rows / local, compute, memory,
+        compute / memory, hidden * width,
     )  # fmt: skip
     return np.stack([*(np.log(x) for x in logs), shape["skew"]], axis=1)
 

@@ -1,23 +1,25 @@
-"""Fit one kernel surface: coefficients of the physics, then a boosted-tree correction judged on held-out groups.
+"""Fit one kernel surface: coefficients of the physics, then a boosted-tree correction judged on held-out
+groups.
 
 The correction ships only where it beats the physics on shapes that were held out as whole groups.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from costmodels.kernels_machine import Coefficients, Family, Floats, Format, Machine, Shape
-from costmodels.kernels_surface import Surface, box_columns
+from costmodels.kernels_surface import Surface, box_columns, own_features
 from costmodels.kernels_trees import Trees
 
-__all__ = ["Fitted", "TreeSettings", "errors", "fit_physics", "fit_surface", "fit_trees"]
+__all__ = ["Fitted", "Sibling", "TreeSettings", "errors", "fit_physics", "fit_surface", "fit_trees"]
 
 _Z90 = 1.645
 _SIGMA_KNOTS = 8
 _SIGMA_FLOOR = 0.01
+_ROBUST_WIDTH = 2.0
+"""Errors of this many robust standard deviations weigh half."""
 _BOUND = 30.0
 """A coefficient stays within this factor of where its fit starts."""
 
@@ -26,11 +28,15 @@ _BOUND = 30.0
 class TreeSettings:
     """Size of the correction."""
 
-    num_trees: int = 300
-    depth: int = 5
+    num_trees: int = 250
+    depth: int = 6
     learning_rate: float = 0.06
-    min_rows_per_leaf: int = 5
+    min_rows_per_leaf: int = 3
     l2: float = 1.0
+    features_frac: float = 0.3
+    """Share of the features that a split may choose from."""
+    robust: bool = False
+    """Rows far from a stiff first fit fade out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -96,7 +102,9 @@ def fit_physics(
     return {n: float(v) for n, v in zip(names, np.exp(answer.x), strict=True)}
 
 
-def fit_trees(features: Floats, target: Floats, settings: TreeSettings, seed: int = 0) -> Trees:
+def fit_trees(
+    features: Floats, target: Floats, settings: TreeSettings, seed: int = 0, weight: Floats | None = None
+) -> Trees:
     """Return boosted trees for `target`, exported from scikit-learn as plain arrays."""
     from sklearn.ensemble import HistGradientBoostingRegressor
 
@@ -107,10 +115,11 @@ def fit_trees(features: Floats, target: Floats, settings: TreeSettings, seed: in
         learning_rate=settings.learning_rate,
         min_samples_leaf=settings.min_rows_per_leaf,
         l2_regularization=settings.l2,
+        max_features=settings.features_frac,
         early_stopping=False,
         random_state=seed,
     )
-    model.fit(features.astype(np.float32), target)
+    model.fit(features.astype(np.float32), target, sample_weight=weight)
     leaves = 2**settings.depth
     trees = [_complete(stage[0].nodes, leaves) for stage in model._predictors]
     return Trees(
@@ -155,6 +164,100 @@ def _sigma_knots(predicted: Floats, measured: Floats) -> tuple[Floats, Floats]:
     return knots, np.array([max(float(np.quantile(size[p], 0.9)) / _Z90, _SIGMA_FLOOR) for p in parts])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sibling:
+    """Samples of a device with the same dies, which help to shape the correction at less weight."""
+
+    shape: Shape
+    seconds: Floats
+    machine: Machine
+    groups: npt.NDArray[np.str_]
+    weight: float = 0.3
+
+
+def _robust_weights(features: Floats, target: Floats, weight: Floats) -> Floats:
+    """Return weights that fade for rows that a stiff first fit cannot follow: Cauchy weights, two rounds.
+
+    Some tables hold a few percent of rows that took two to three times as long, at random.
+    """
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    fading = weight
+    for _ in range(2):
+        stiff = HistGradientBoostingRegressor(
+            max_iter=80,
+            max_leaf_nodes=16,
+            learning_rate=0.1,
+            min_samples_leaf=20,
+            early_stopping=False,
+            random_state=0,
+        )
+        error = target - stiff.fit(features.astype(np.float32), target, sample_weight=fading).predict(
+            features.astype(np.float32)
+        )
+        scale = 1.4826 * float(np.median(np.abs(error)))
+        fading = weight / (1.0 + (error / (_ROBUST_WIDTH * scale)) ** 2)
+    return fading
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Training:
+    """Rows that a correction is fitted on: the device's own first, then its siblings'."""
+
+    features: Floats
+    target: Floats
+    weight: Floats
+    groups: npt.NDArray[np.str_]
+    num_own: int
+
+    def fit(self, rows: npt.NDArray[np.bool_], settings: TreeSettings, seed: int) -> Trees:
+        weight = self.weight[rows]
+        if settings.robust:
+            weight = _robust_weights(self.features[rows], self.target[rows], weight)
+        return fit_trees(self.features[rows], self.target[rows], settings, seed, weight)
+
+
+def _training(
+    family: Family,
+    shape: Shape,
+    target: Floats,
+    machine: Machine,
+    fmt: Format,
+    groups: npt.NDArray[np.str_],
+    siblings: tuple[Sibling, ...],
+) -> _Training:
+    features, targets = [own_features(family, shape, machine, fmt)], [target]
+    weights, names = [np.ones(len(target))], [groups]
+    for other in siblings:
+        own = fit_physics(family, other.shape, other.seconds, other.machine, fmt)
+        ratio = other.seconds / family.physics(other.shape, other.machine, fmt, own)
+        features.append(own_features(family, other.shape, machine, fmt, own=False))
+        targets.append(np.log(ratio))
+        weights.append(np.full(len(ratio), other.weight))
+        names.append(other.groups)
+    return _Training(
+        features=np.concatenate(features),
+        target=np.concatenate(targets),
+        weight=np.concatenate(weights),
+        groups=np.concatenate(names),
+        num_own=len(target),
+    )
+
+
+def _held_out(training: _Training, settings: TreeSettings, num_folds: int, seed: int) -> Floats:
+    """Return the correction of the device's own rows by models that saw no row of their group, siblings'
+    included.
+    """
+    folds = _folds(training.groups, num_folds, seed)
+    held = np.zeros(training.num_own)
+    for fold in range(num_folds):
+        test = folds[: training.num_own] == fold
+        if test.any() and not test.all():
+            trees = training.fit(folds != fold, settings, seed)
+            held[test] = trees.predict(training.features[: training.num_own][test])
+    return held
+
+
 def fit_surface(
     family: Family,
     shape: Shape,
@@ -163,31 +266,24 @@ def fit_surface(
     fmt: Format,
     *,
     groups: npt.NDArray[np.str_],
+    siblings: tuple[Sibling, ...] = (),
     settings: TreeSettings | None = None,
-    num_folds: int = 5,
+    num_folds: int = 4,
     seed: int = 0,
-    progress: Callable[[str], None] | None = None,
 ) -> Fitted:
     """Return the surface of all samples, judged by cross-validation over whole `groups`."""
     settings = settings or TreeSettings()
     coefficients = fit_physics(family, shape, seconds, machine, fmt)
     physics = family.physics(shape, machine, fmt, coefficients)
-    features = family.features(shape, machine, fmt)
     target = np.log(seconds / physics)
-    folds = _folds(groups, num_folds, seed)
-    held = np.zeros(len(seconds))
-    for fold in range(num_folds):
-        test = folds == fold
-        if test.any() and not test.all():
-            held[test] = fit_trees(features[~test], target[~test], settings, seed).predict(features[test])
-    predicted = physics * np.exp(held)
+    training = _training(family, shape, target, machine, fmt, groups, siblings)
+    predicted = physics * np.exp(_held_out(training, settings, num_folds, seed))
     learned, plain = errors(predicted, seconds), errors(physics, seconds)
-    wins = learned["mape_frac"] < plain["mape_frac"]
-    if progress:
-        progress(f"{family.name} {fmt.name}: held out {learned}, physics {plain}")
+    wins = learned["median_ape_frac"] < plain["median_ape_frac"]
     best = predicted if wins else physics
     knots, sigma = _sigma_knots(best, seconds)
     columns = box_columns(family, shape)
+    everything = np.ones(len(training.target), dtype=bool)
     surface = Surface(
         family=family,
         fmt=fmt,
@@ -197,8 +293,8 @@ def fit_surface(
         physics_log_sigma=float(np.quantile(np.abs(target), 0.9) / _Z90),
         box_low=columns.min(axis=0),
         box_high=columns.max(axis=0),
-        trees=fit_trees(features, target, settings, seed) if wins else None,
+        trees=training.fit(everything, settings, seed) if wins else None,
         sigma_log_s=knots,
         sigma=sigma,
     )
-    return Fitted(surface=surface, held_out=learned, physics_held_out=plain, predicted_s=best)
+    return Fitted(surface=surface, held_out=errors(best, seconds), physics_held_out=plain, predicted_s=best)

@@ -73,7 +73,7 @@ FORMATS: dict[str, Format] = {
             weight_bytes=1 + 1 / 32,
             quantises=True,
             measured_as=("fp8-block", "fp8"),
-        ),  # fmt: skip
+        ),
         Format(
             name="nvfp4", rated=("fp4",), input_bytes=0.5 + 1 / 16, weight_bytes=0.5 + 1 / 16, quantises=True
         ),
@@ -82,7 +82,8 @@ FORMATS: dict[str, Format] = {
         Format(name="int4-weight-only", rated=("bf16", "fp16"), input_bytes=2, weight_bytes=0.5 + 2 / 128),
     )
 }
-"""Block scales are counted with their elements: 1 byte per 32 (MX), per 16 (nvfp4); 2 bytes per 128 (int4)."""
+"""Block scales are counted with their elements: 1 byte per 32 (MX), per 16 (nvfp4); 2 bytes per 128
+(int4)."""
 
 _SPELLINGS = {
     "float16": "fp16", "half": "fp16", "bfloat16": "bf16", "fp8-tensor": "fp8", "fp8block": "fp8-block",
@@ -138,4 +139,5 @@ class Family:
     physics: Callable[[Shape, Machine, Format, Coefficients], Floats]
     """Seconds per row."""
     features: Callable[[Shape, Machine, Format], Floats]
-    """Inputs of the learned correction; functions of the shape on the measured machine. shape (rows, features)"""
+    """Inputs of the learned correction; functions of the shape on the measured machine. shape (rows,
+    features)"""

@@ -1,18 +1,20 @@
 r"""Physics of one dense matmul ``y[m, n] = x[m, k] @ w[n, k].T``: tiles, waves, traffic and a launch floor.
 
-A kernel cuts the output into tiles of ``bm x bn``; every compute unit works on one tile at a time, so the time is
-a whole number of *waves* of tiles, and rows that only pad a tile cost as much as rows that are wanted. Where there
-are fewer tiles than units, the inner dimension is split. The best of a few tile shapes is taken, as libraries do:
+A kernel cuts the output into tiles of ``bm x bn``; every compute unit works on one tile at a time, so the
+time is a whole number of *waves* of tiles, and rows that only pad a tile cost as much as rows that are
+wanted. Where there are fewer tiles than units, the inner dimension is split. The best of a few tile shapes
+is taken, as libraries do:
 
 .. math::
-    t_{compute} = \min_{tile, s} \lceil T s / U \rceil \left( \frac{2 b_m b_n k / s}{e\, e_{tile} P / U} + t_{tile} \right),
+    t_{compute} = \min_{tile, s} \lceil T s / U \rceil
+    \left( \frac{2 b_m b_n k / s}{e\, e_{tile} P / U} + t_{tile} \right),
     \quad T = \lceil m / b_m \rceil \lceil n / b_n \rceil
 
     t = t_{launch} + (t_{compute}^p + t_{memory}^p)^{1/p}, \quad
     t_{memory} = \frac{bytes - cached}{e_m B} + \frac{cached}{g B}
 
-with P the rated peak, U the number of units, B the rated bandwidth. The part of the operands that stays in the
-last-level cache between repeats of a benchmark moves at ``g B``.
+with P the rated peak, U the number of units, B the rated bandwidth. The part of the operands that stays in
+the last-level cache between repeats of a benchmark moves at ``g B``.
 """
 
 import numpy as np
@@ -30,12 +32,14 @@ _ALIGNMENT = ((64, 1.0), (32, 0.95), (16, 0.9), (8, 0.8), (1, 0.5))
 """Efficiency by the largest divisor of a leading dimension, in elements. 64 elements are a 128-byte line.
 
 Assumed grades; anchored on training runs of one model family, which lose 27 % between hidden sizes 13824
-(1728 per rank, a multiple of 64) and 14400 (1800 per rank, a multiple of 8). Below 8, vector loads are impossible.
-"""
+(1728 per rank, a multiple of 64) and 14400 (1800 per rank, a multiple of 8). Below 8, vector loads are
+impossible. """
 
 
 def alignment_frac(*dims: Floats) -> Floats:
-    """Return the efficiency left by leading dimensions that no cache line divides; 1 when all are multiples of 64."""
+    """Return the efficiency left by leading dimensions that no cache line divides; 1 when all are multiples
+    of 64.
+    """
     worst = np.ones(np.broadcast_shapes(*(d.shape for d in dims)))
     for dim in dims:
         frac = np.full(dim.shape, _ALIGNMENT[-1][1])

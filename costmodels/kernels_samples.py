@@ -74,11 +74,13 @@ def _read(path: Path) -> Table:
 _NEEDED = {
     "matmul": ("m", "n", "k"),
     "experts": (
-        "num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size", "distribution",
+        "num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size",
+        "distribution",
     ),
     "mla": ("op_name", "num_heads", "batch_size", "isl", "step", "kv_cache_dtype"),
     "attention": (
-        "batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim", "window_size", "kv_cache_dtype",
+        "batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim", "window_size",
+        "kv_cache_dtype",
     ),
 }  # fmt: skip
 _DTYPE_COLUMN = {
@@ -97,12 +99,8 @@ def _kind(path: Path, table: Table, op: str | None) -> str:
     for kind, column in _DTYPE_COLUMN.items():
         if column in table:
             return kind
-    raise SpecError(
-        str(path),
-        [
-            f"no kernel table: none of the columns {', '.join(_DTYPE_COLUMN.values())}; found {', '.join(table)}"
-        ],
-    )
+    wanted = ", ".join(_DTYPE_COLUMN.values())
+    raise SpecError(str(path), [f"no kernel table: none of the columns {wanted}; found {', '.join(table)}"])
 
 
 def _numbers(table: Table, name: str) -> Floats:

@@ -14,7 +14,7 @@ import numpy as np
 from costmodels.kernels_machine import Coefficients, Family, Floats, Format, Machine, Shape
 from costmodels.kernels_trees import Trees
 
-__all__ = ["KernelTime", "Surface", "box_columns"]
+__all__ = ["KernelTime", "Surface", "box_columns", "own_features"]
 
 _SMALLEST = 0.5
 """Zero columns (no window, no mask) stand here on the log axis."""
@@ -42,6 +42,15 @@ def box_columns(family: Family, shape: Shape) -> Floats:
     if "q_len" in shape:
         columns.append(np.log(shape["kv_len"] / shape["q_len"]))
     return np.stack(columns, axis=1)
+
+
+def own_features(family: Family, shape: Shape, machine: Machine, fmt: Format, *, own: bool = True) -> Floats:
+    """Return the inputs of a correction: the family's, and whether the row is of the device itself.
+
+    Fits may add samples of a sibling device, at less weight; predictions are always for the device itself.
+    """
+    features = family.features(shape, machine, fmt)
+    return np.column_stack([features, np.full(len(features), float(own))])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -74,7 +83,7 @@ class Surface:
         seconds = self.family.physics(shape, machine, fmt, coefficients)
         weight = self.trust(shape)
         if self.trees is not None:
-            correction = self.trees.predict(self.family.features(shape, self.machine, self.fmt))
+            correction = self.trees.predict(own_features(self.family, shape, self.machine, self.fmt))
             if steady and self.coefficients.get("host_s", 0.0) > 0.0:
                 bound = self.family.physics(shape, self.machine, self.fmt, self.coefficients)
                 correction = correction * np.clip(

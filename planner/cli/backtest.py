@@ -41,6 +41,8 @@ def backtest_memory(
 
 def backtest_kernels(
     runs: RunsArgument,
+    device: Annotated[str | None, typer.Option("--device", help="Device; else from the table.")] = None,
+    op: Annotated[str | None, typer.Option("--op", help="gemm, attention, mla or experts.")] = None,
     by: ByOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -48,7 +50,7 @@ def backtest_kernels(
     with readable_errors():
         from costmodels.backtest_kernels import backtest_kernels as compare
 
-        _print(compare(runs, by=by), as_json=json)
+        _print(compare(runs, device=device, op=op, by=by), as_json=json)
 
 
 def _print(result: Any, *, as_json: bool) -> None:
