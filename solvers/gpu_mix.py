@@ -3,17 +3,20 @@ r"""How many instances of which kind serve a load at the least cost.
 Items are kinds of instances (a device type with an engine configuration, for one model); buckets are
 request sizes. One instance of item :math:`i` that serves only bucket :math:`b` sustains :math:`T_{ib}`
 requests per second within the latency targets, so a request rate :math:`r_b` sent there needs
-:math:`a_{ib} = r_b / T_{ib}` instances. With the number of instances :math:`y_i` and the share :math:`z_{ib}` of bucket b sent to item i:
+:math:`a_{ib} = r_b / T_{ib}` instances. With the number of instances :math:`y_i` and the share
+:math:`z_{ib}` of bucket b sent to item i:
 
 .. math::
 
     \min \sum_i c_i y_i \quad\text{s.t.}\quad \sum_i z_{ib} = 1 \;\forall b, \qquad
-    (1 + \rho_i) \sum_b a_{ib} z_{ib} + s_i u_i \le y_i \;\forall i, \qquad \sum_i w_{ki} y_i \le W_k \;\forall k
+    (1 + \rho_i) \sum_b a_{ib} z_{ib} + s_i u_i \le y_i \;\forall i, \qquad
+    \sum_i w_{ki} y_i \le W_k \;\forall k
 
 :math:`y_i` are whole, the shares continuous: cutting a bucket costs nothing at the router, and identical
-slices of it never become separate unknowns (T. Griggs et al., Mélange, arXiv 2404.14527, cuts buckets into
-slices and makes one binary of each). :math:`s_i` spare instances are kept where item i is used
-(:math:`u_i` is one then); :math:`\rho_i` keeps room for a lost zone. Limits k are stock, quotas, budget or power.
+slices of it never become separate unknowns (T. Griggs et al., Mélange, arXiv 2404.14527, cuts buckets
+into slices and makes one binary of each). :math:`s_i` spare instances are kept where item i is used
+(:math:`u_i` is one then); :math:`\rho_i` keeps room for a lost zone. Limits k are stock, quotas, budget
+or power.
 """
 
 import time
