@@ -34,7 +34,9 @@ Floats = npt.NDArray[np.float64]
 Index = npt.NDArray[np.intp]
 
 ROOT = Path(__file__).resolve().parents[1] / "costmodels" / "data" / "coefficients" / "training"
-TREES = TreeSettings(num_trees=400, depth=4, learning_rate=0.05, min_rows_per_leaf=4, l2=1.0)
+MANY_TREES = TreeSettings(num_trees=400, depth=4, learning_rate=0.05, min_rows_per_leaf=4, l2=1.0)
+FEW_TREES = TreeSettings(num_trees=80, depth=3, learning_rate=0.05, min_rows_per_leaf=5, l2=2.0)
+MANY_RUNS = 200
 NUM_FOLDS = 5
 MIN_RUNS_TO_LEARN = 60
 """Runs that a stack needs before a correction is tried."""
@@ -95,7 +97,8 @@ def folds_of(runs: list[Run], seed: int = 0) -> npt.NDArray[np.int64]:
 def learn(features: Floats, ratio: Floats, sigma: float) -> Correction:
     """Return the correction fitted to ln(measured / analytic)."""
     low, high = box_of(features)
-    return Correction(trees=fit_trees(features, ratio, TREES), low=low, high=high, sigma=sigma)
+    size = MANY_TREES if len(ratio) >= MANY_RUNS else FEW_TREES
+    return Correction(trees=fit_trees(features, ratio, size), low=low, high=high, sigma=sigma)
 
 
 def held_out(

@@ -51,8 +51,9 @@ _EXPERT_TILE_ROWS = 128
 """Rows to which a grouped matmul pads each expert's tokens (CUTLASS tile height)."""
 _ROUTING_PASSES = 6.0
 """Reads and writes of every routed token for permute, pad, weight and unpermute (two each way, forward)."""
-_OPS_PER_EXPERTS = 14
-"""Host launches of one routed layer: router, top-k, sort, permute, dispatch, matmuls, combine, unpermute."""
+_OPS_PER_EXPERTS = 45
+"""Host launches of one routed layer: router, top-k, auxiliary loss, permutation maps, dispatch, a launch or more per
+group of experts, activation, combine, unpermute (counted roughly in Megatron-core's token dispatcher; assumed)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

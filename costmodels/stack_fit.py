@@ -26,7 +26,7 @@ _PRIOR_SIGMA = {
     "gemm": 0.08,
     "attention": 0.4,
     "vector": 0.3,
-    "comm": 0.4,
+    "comm": 0.25,
     "dp_comm": 0.5,
     "misaligned": 1.5,
     "experts": 0.4,
@@ -43,6 +43,9 @@ _PRIOR_SIGMA = {
 _ADJUST_SIGMA = 0.15
 _UNMEASURED_ADJUST_SIGMA = 0.4
 """For devices whose kernels were not measured, so their matmul time is less certain."""
+_REFERENCE_KEY = "a100-80gb/bf16"
+_REFERENCE_SIGMA = 0.02
+"""Factors per device are relative to this device and format, so its own stays at one."""
 _FAMILY_SIGMA_SCALE = 0.7
 _REACH = 5.0
 
@@ -74,6 +77,12 @@ def family(name: str) -> str:
     return head if tail[:1].isdigit() and head else name
 
 
+def _adjust_sigma(key: str, samples: StackSamples) -> float:
+    if key == _REFERENCE_KEY:
+        return _REFERENCE_SIGMA
+    return _UNMEASURED_ADJUST_SIGMA if key in samples.unmeasured else _ADJUST_SIGMA
+
+
 def _fit_one(base: Stack, samples: StackSamples, rows: Index, prior: _Prior) -> Stack:
     """Return `base` with the coefficients that fit the runs `rows` best."""
     from scipy.optimize import least_squares  # slow to import, needed for fitting only
@@ -84,8 +93,7 @@ def _fit_one(base: Stack, samples: StackSamples, rows: Index, prior: _Prior) -> 
     start = np.log([max(prior.mean[n], 1e-7) for n in FITTED])
     spread = prior.scale * np.array([_PRIOR_SIGMA[n] for n in FITTED])
     shift = np.log([prior.adjust.get(k, 1.0) for k in keys])
-    loose = [_UNMEASURED_ADJUST_SIGMA if k in samples.unmeasured else _ADJUST_SIGMA for k in keys]
-    adjust_spread = prior.scale * np.array(loose)
+    adjust_spread = prior.scale * np.array([_adjust_sigma(k, samples) for k in keys])
 
     def stack_at(point: Floats) -> Stack:
         return base.with_fitted(dict(zip(FITTED, np.exp(point[: len(FITTED)]).tolist(), strict=True)))

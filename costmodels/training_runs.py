@@ -43,6 +43,8 @@ _LINKS = {
 """Default one-way bytes/s per device inside and between nodes where a row leaves its links blank
 (data sheets of the DGX and HGX nodes; see the node templates)."""
 
+_OVERLAPPING_STACKS = ("megatron-core", "nemo-mlperf", "megascale")
+"""Stacks whose published recipes overlap tensor-parallel collectives with their matmuls (user buffers)."""
 _RACK_DEVICES = 64
 """Devices that a job of several NVL72 racks uses of each (16 of 18 trays, as published runs place them)."""
 
@@ -202,7 +204,7 @@ def _micro_batch(row: RunRow, replicas: int, pp: int) -> int:
     return row.whole("mbs", guess)
 
 
-def _strategy(row: RunRow, num_devices: int) -> Strategy:
+def _strategy(row: RunRow, num_devices: int, stack: str) -> Strategy:
     tp, pp, cp = row.whole("tp"), row.whole("pp"), row.whole("cp", 1)
     dp = row.whole("dp", max(num_devices // (tp * pp * cp), 1))
     if tp * pp * cp * dp != num_devices:
@@ -227,7 +229,7 @@ def _strategy(row: RunRow, num_devices: int) -> Strategy:
         zero=zero,
         shard_group=int(shards.group(1)) if shards else 0,
         overlap_dp=True,
-        overlap_tp="async TP" in row.text("note") or "TP comm overlap" in row.text("note"),
+        overlap_tp=tp > 1 and ("async TP" in row.text("note") or stack.startswith(_OVERLAPPING_STACKS)),
     )
 
 
@@ -250,13 +252,14 @@ def _run(row: RunRow) -> Run:
         (row.optional("intra_gbps") or 0.0) * 1e9 or None,
         (row.optional("inter_gbps_per_gpu") or 0.0) * 1e9 or None,
     )
-    strategy = _strategy(row, num_devices)
+    stack = stack_of_run(row)
+    strategy = _strategy(row, num_devices, stack)
     job = TrainingJob(
         model=_model(row),
         seq_len=row.whole("seq"),
         global_batch=row.whole("gbs"),
         precision=_precision(row.text("precision", "bf16")),
-        stack=stack_of_run(row),
+        stack=stack,
     )
     oom = row.optional("oom")
     memory = row.optional("mem_gb")
