@@ -25,10 +25,12 @@ _PURE_KAPPA = 0.105
 _MIXED_KAPPA = 0.24
 _SPLIT_BELOW = 0.8
 _SPLIT_FRAC = 0.03
-_STEP_TOKENS = 32
-_CONTEXT_NODES = (0, 512, 2048, 8192, 32768, 131072)
-_KV_CELL_TOKENS = 1024
-_KV_MEAN_NODES = (64, 256, 512, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 16384, 32768, 65536, 131072)
+_CONTEXT_NODES = (0, 2048, 16384, 131072)
+_KV_NODES = (1.0, *(float(b << i) for i in range(16) for b in (4, 5, 6, 7)))
+_LAST_KV = len(_KV_NODES) - 1
+_BLOCK_KV_NODES = (64, 512, 1024, 2048, 4096, 8192, 32768)
+_SEQ_NODES = (*range(1, 9), *(int(2 ** (i / 4)) for i in range(13, 60)))
+_BLOCK_SEQ_NODES = (1, 2, 4, *(int(2 ** (i / 2)) for i in range(6, 30)))
 
 
 @dataclass(slots=True)
@@ -102,14 +104,15 @@ class Skew:
 class GridTimer:
     """Interpolates an `IterationTime` on grids that are evaluated when first needed.
 
-    Decode rows are linear in cached tokens with nodes every 1,024. A mixed iteration is looked up at the
-    nearest smaller number of sequences n' with its prompt tokens raised by n - n', so that the tokens of the
-    dense layers stay exact, and corrected by the decode row for the cached tokens.
+    Pure decodes: one row per number of sequences over their mean cached tokens, linear between nodes a factor
+    1.25 or less apart; rows between the nodes of sequences are linear mixtures of their neighbours. A mixed
+    iteration mixes the blocks around its number n of sequences and their mean cached tokens; a block of n'
+    sequences is read at n - n' more prompt tokens, so that the tokens of the dense layers stay exact.
 
     Parameters
     ----------
     iteration_s : the cost model.
-    max_prefill_tokens : prompt tokens of the largest iteration; the grid extends itself beyond.
+    max_prefill_tokens : prompt tokens of the largest iteration; beyond, the last cell is extended.
     skew : what unequal lengths cost; None takes every sequence as long as the mean.
     """
 
@@ -118,50 +121,59 @@ class GridTimer:
     ) -> None:
         self._iteration_s = iteration_s
         self._skew = skew
-        self._decode_rows: dict[int, list[float]] = {}
+        self._node_rows: dict[int, Floats] = {}
+        self._rows: dict[int, list[float]] = {}
         self._blocks: dict[tuple[int, int], list[list[float]]] = {}
         self._prefill_nodes = _prefill_nodes(min(max(max_prefill_tokens, 64), 16384) + 1024)
-        self._seq_nodes = sorted({0, *range(1, 9), *(int(2 ** (i / 4)) for i in range(12, 60))})
 
     def decode_s(self, num_seqs: int, kv_tokens: float, longest_kv: float = 0.0) -> float:
         """Return the time of a pure decode iteration."""
-        even_s = self._even_s(num_seqs, kv_tokens)
+        even_s = self._even_s(num_seqs, kv_tokens / num_seqs)
         if self._skew is None or longest_kv * num_seqs <= kv_tokens:
             return even_s
         frac = self._skew.decode_frac(num_seqs)
-        return even_s + frac * (self._even_s(num_seqs, longest_kv * num_seqs) - even_s)
+        return even_s + frac * (self._even_s(num_seqs, longest_kv) - even_s)
 
-    def _even_s(self, num_seqs: int, kv_tokens: float) -> float:
-        """Return the time of a decode iteration of equally long sequences."""
-        row = self._decode_rows.get(num_seqs)
-        cell = kv_tokens / _KV_CELL_TOKENS
-        i = int(cell)
-        if row is None or i + 1 >= len(row):
-            row = self._extend(num_seqs, i + 2)
+    def _even_s(self, num_seqs: int, kv_mean: float) -> float:
+        """Return the time of a decode iteration of sequences of one length."""
+        row = self._rows.get(num_seqs) or self._row(num_seqs)
+        i = bisect_right(_KV_NODES, kv_mean, 0, _LAST_KV) - 1
+        low_kv = _KV_NODES[i]
         low = row[i]
-        return low + (row[i + 1] - low) * (cell - i)
+        return low + (row[i + 1] - low) * (kv_mean - low_kv) / (_KV_NODES[i + 1] - low_kv)
 
     def step_s(self, load: Load) -> float:
         """Return the time of an iteration with prompt tokens."""
         num_seqs = load.num_seqs
         tokens = load.prefill_tokens
         context = load.prefill_pairs / tokens - 0.5 * (tokens + 1)
-        nodes = self._seq_nodes
         if num_seqs == 0:
             block = self._blocks.get((0, 0)) or self._block(0, 0)
             return self._inside(block, float(tokens), context)
-        near = nodes[bisect_right(nodes, num_seqs) - 1]
-        kv_tokens = load.kv_tokens * near / num_seqs
-        at = bisect_right(_KV_MEAN_NODES, kv_tokens / near) - 1
-        kv_node = _KV_MEAN_NODES[max(at, 0)]
-        block = self._blocks.get((near, kv_node)) or self._block(near, kv_node)
-        base_s = self._inside(block, float(tokens + num_seqs - near), context)
-        even_s = self._even_s(near, load.kv_tokens)
-        base_s += even_s - self._even_s(near, float(near * kv_node))
-        if self._skew is None or load.longest_kv * num_seqs <= load.kv_tokens:
+        kv_mean = load.kv_tokens / num_seqs
+        base_s = self._mixed_s(tokens, context, num_seqs, kv_mean)
+        if self._skew is None or load.longest_kv <= kv_mean:
             return base_s
         frac = self._skew.mixed_frac(num_seqs)
-        return base_s + frac * (self._even_s(near, near * load.longest_kv) - self._even_s(near, kv_tokens))
+        return base_s + frac * (self._even_s(num_seqs, load.longest_kv) - self._even_s(num_seqs, kv_mean))
+
+    def _mixed_s(self, tokens: int, context: float, num_seqs: int, kv_mean: float) -> float:
+        """Return the time beside sequences of one length, from the four blocks around them."""
+        i = bisect_right(_BLOCK_SEQ_NODES, num_seqs) - 1
+        j = max(bisect_right(_BLOCK_KV_NODES, kv_mean, 0, len(_BLOCK_KV_NODES) - 1) - 1, 0)
+        low, high = _BLOCK_SEQ_NODES[i], _BLOCK_SEQ_NODES[i + 1]
+        low_kv, high_kv = _BLOCK_KV_NODES[j], _BLOCK_KV_NODES[j + 1]
+        u = (num_seqs - low) / (high - low)
+        v = (kv_mean - low_kv) / (high_kv - low_kv)
+        total_s = 0.0
+        for node, share in ((low, 1.0 - u), (high, u)):
+            if share == 0.0:
+                continue
+            moved = max(float(tokens + num_seqs - node), 1.0)
+            a = self._inside(self._blocks.get((node, low_kv)) or self._block(node, low_kv), moved, context)
+            b = self._inside(self._blocks.get((node, high_kv)) or self._block(node, high_kv), moved, context)
+            total_s += share * (a + (b - a) * v)
+        return total_s
 
     def lockstep_s(self, loads: Sequence[Load]) -> float:
         """Return the time of the slowest rank."""
@@ -181,11 +193,8 @@ class GridTimer:
     def _inside(self, block: list[list[float]], tokens: float, context: float) -> float:
         """Return the bilinear value; a negative context (several short prompts) extends the first cell."""
         nodes = self._prefill_nodes
-        i = bisect_right(nodes, tokens) - 1
-        last = len(nodes) - 2
-        i = 0 if i < 0 else min(i, last)
-        j = max(bisect_right(_CONTEXT_NODES, context) - 1, 0)
-        j = min(j, len(_CONTEXT_NODES) - 2)
+        i = max(bisect_right(nodes, tokens, 0, len(nodes) - 1) - 1, 0)
+        j = max(bisect_right(_CONTEXT_NODES, context, 0, len(_CONTEXT_NODES) - 1) - 1, 0)
         u = (tokens - nodes[i]) / (nodes[i + 1] - nodes[i])
         v = (context - _CONTEXT_NODES[j]) / (_CONTEXT_NODES[j + 1] - _CONTEXT_NODES[j])
         low, high = block[i], block[i + 1]
@@ -193,15 +202,25 @@ class GridTimer:
         b = high[j] + (high[j + 1] - high[j]) * v
         return a + (b - a) * u
 
-    def _extend(self, num_seqs: int, need: int) -> list[float]:
-        row = self._decode_rows.setdefault(num_seqs, [])
-        old = len(row)
-        # A node below one token per sequence cannot occur; the row starts at that bound.
-        new = np.arange(old, max(need, 2 * old, 16), dtype=np.float64) * _KV_CELL_TOKENS
-        kv_tokens = np.maximum(new, num_seqs)
-        zeros = np.zeros_like(new)
-        row.extend(self._iteration_s(zeros, zeros, np.full_like(new, num_seqs), kv_tokens).tolist())
+    def _row(self, num_seqs: int) -> list[float]:
+        """Return the decode times of `num_seqs` sequences over `_KV_NODES`."""
+        at = bisect_right(_SEQ_NODES, num_seqs) - 1
+        low, high = _SEQ_NODES[at], _SEQ_NODES[at + 1]
+        if low not in self._node_rows or high not in self._node_rows:
+            self._evaluate_rows(at)
+        share = (num_seqs - low) / (high - low)
+        row: list[float] = (self._node_rows[low] * (1.0 - share) + self._node_rows[high] * share).tolist()
+        self._rows[num_seqs] = row
         return row
+
+    def _evaluate_rows(self, at: int) -> None:
+        """Ask the cost model for the rows around node `at`, a few in one call."""
+        nodes = [n for n in _SEQ_NODES[max(at - 3, 0) : at + 5] if n not in self._node_rows]
+        seqs, kv = np.meshgrid(np.array(nodes, dtype=np.float64), np.array(_KV_NODES), indexing="ij")
+        flat = seqs.ravel()
+        zeros = np.zeros_like(flat)
+        times = self._iteration_s(zeros, zeros, flat, flat * kv.ravel()).reshape(seqs.shape)
+        self._node_rows.update(zip(nodes, times, strict=True))
 
     def _block(self, num_seqs: int, kv_mean: int) -> list[list[float]]:
         tokens, context = np.meshgrid(
@@ -222,9 +241,9 @@ class GridTimer:
 
 
 def _prefill_nodes(up_to: int) -> list[int]:
-    small = [1, 4, 8, 16, *range(_STEP_TOKENS, 513, _STEP_TOKENS)]
-    middle = list(range(576, 2561, 2 * _STEP_TOKENS))
-    large = [2816, 3072, 3584, 4096, 5120, 6144, 8192, 12288, 16384, 32768, 65536, 131072]
+    small = [1, 16, 32, 64, 96, 128, 192, 256]
+    middle = [*range(320, 513, 64), *range(640, 2561, 128)]
+    large = [3072, 4096, 5120, 6144, 8192, 12288, 16384, 32768, 65536, 131072]
     nodes = small + middle + large
     keep = next((i for i, n in enumerate(nodes) if n >= up_to), len(nodes) - 1)
     return nodes[: max(keep + 1, 2)]
