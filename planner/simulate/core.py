@@ -306,7 +306,7 @@ class Simulation:
         self.wake(target.engine)
 
     def _prefill_rank(self, request: int, index: int) -> Any:
-        return next(t.rank for t in self.targets[index] if t.rank.holds(request))
+        return next(t.rank for t in self.targets[index] if request in t.rank.held_requests())
 
     def route_held(self) -> None:
         """Route requests that found no engine up."""

@@ -107,7 +107,7 @@ class Engine:
         )
         growth_s = 0.0
         if ticks > 1:
-            last_kv = load.kv_tokens + (ticks - 1) * load.num_seqs
+            last_kv = load.kv_tokens + (ticks - 1) * rank.batch.growth
             last_s = timer.decode_s(load.num_seqs, last_kv, load.longest_kv + ticks - 1)
             growth_s = (last_s - first_s) / (ticks - 1)
         if rank.swap_tokens:
@@ -193,10 +193,10 @@ class Engine:
             later = [
                 Load(
                     num_seqs=load.num_seqs,
-                    kv_tokens=load.kv_tokens + (run - 1) * load.num_seqs,
+                    kv_tokens=load.kv_tokens + (run - 1) * rank.batch.growth,
                     longest_kv=load.longest_kv + run - 1,
                 )
-                for load in loads
+                for rank, load in zip(self.ranks, loads, strict=True)
             ]
             growth_s = (timer.lockstep_s(later) - first_s) / (run - 1)
         swap_tokens = max(rank.swap_tokens for rank in self.ranks)
@@ -219,7 +219,7 @@ class Engine:
             self._stalled_s[index] += end_s - self._start_s
         used = rank.num_blocks - rank.free_blocks
         done, prefilled = rank.finish(ticks, end_s)
-        if not rank.decodes:
+        if not rank.batch.ends:
             self._stalled_s[index] = 0.0
         self.logs[index].extend(
             (
@@ -230,7 +230,7 @@ class Engine:
                 load.prefill_tokens,
                 used,
                 len(rank.waiting),
-                rank.tick,
+                rank.batch.tick,
                 longest_s,
             )
         )

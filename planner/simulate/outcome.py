@@ -207,7 +207,7 @@ def _longest_gaps(raw: Raw) -> Floats:
     longest = np.array(raw.table.longest_gap_s)
     for number, engine in enumerate(raw.engines):
         for rank, log in zip(engine.ranks, _logs(raw, number), strict=True):
-            stints = np.array(rank.stints, dtype=np.int64).reshape(-1, 3)
+            stints = np.array(rank.batch.stints, dtype=np.int64).reshape(-1, 3)
             if not len(stints) or not len(log):
                 continue
             last_tick = log[:, _COLUMN["last_tick"]]

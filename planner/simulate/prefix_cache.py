@@ -27,10 +27,9 @@ class PrefixCache:
         """Return how many of the first `wanted_blocks` blocks of `chain` are cached."""
         return min(self._chains.get(chain, 0), wanted_blocks)
 
-    def claim(self, chain: int, blocks: int) -> None:
-        """Take the first `blocks` blocks of `chain` back into use; the rest of the chain is forgotten."""
-        if blocks:
-            self.num_blocks -= self._chains.pop(chain)
+    def claim(self, chain: int) -> None:
+        """Take the cached blocks of `chain` out: the leading ones go back into use, the rest is forgotten."""
+        self.num_blocks -= self._chains.pop(chain, 0)
 
     def release(self, chain: int, blocks: int) -> None:
         """Keep the leading `blocks` blocks of `chain`, as the newest."""

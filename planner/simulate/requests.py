@@ -28,6 +28,7 @@ class RequestTable:
         speculation.
     chain : which prefix chain the request extends.
     shared_tokens : leading prompt tokens that earlier turns of its chain may have left in a cache.
+    given_prefix : the trace states the shared tokens; they count as cached wherever the request runs.
     """
 
     __slots__ = (
@@ -36,6 +37,7 @@ class RequestTable:
         "engine",
         "finish_s",
         "first_s",
+        "given_prefix",
         "hit_tokens",
         "last_s",
         "left_tokens",
@@ -73,6 +75,7 @@ class RequestTable:
         self.prefill_engine = [-1] * count
         self.swapped = [False] * count
         self.chain, self.shared_tokens = _chains(trace)
+        self.given_prefix = trace.prefix_tokens is not None
         self.steps_per_token = _steps_per_token(self.output_tokens, speculation, seed)
 
     def __len__(self) -> int:
