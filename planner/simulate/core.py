@@ -105,7 +105,7 @@ class Simulation:
         request = 0
         next_s = arrival_s[0]
         while request < count or self.num_left:
-            if heap and heap[0][0] <= next_s:
+            if heap and heap[0][0] < next_s:
                 at_s, _, action, what = heappop(heap)
                 self.now_s = at_s
                 action(what)
@@ -211,9 +211,9 @@ class Simulation:
         engine = self.engines[index]
         self.table.engine[request] = index
         if not engine.busy:
+            # Not at once: others that arrive at this very time may join the same iteration.
             target.rank.waiting.append(request)
-            if engine.plan(self.now_s):
-                self.at(engine.end_s, self._engine_event, index)
+            self.at(self.now_s, self.wake, index)
             return
         if engine.interrupt(self.now_s, request, target.rank_index):
             self.at(engine.end_s, self._engine_event, index)

@@ -299,7 +299,8 @@ class Rank:
                 if whole and self._chunks:
                     return
                 chunk = chunk if whole else min(budget, cap)
-            if not self._take_blocks(request, target, hit_blocks):
+            # One that decodes at once also needs the block of its next token.
+            if not self._take_blocks(request, target, hit_blocks, ahead=0 if chunk else settings.step_tokens):
                 return
             waiting.popleft()
             room -= 1
@@ -329,14 +330,14 @@ class Rank:
         found = self._cache.hit_blocks(table.chain[request], wanted)
         return max(found, given) if table.given_prefix else found
 
-    def _take_blocks(self, request: int, target: int, hit_blocks: int) -> bool:
+    def _take_blocks(self, request: int, target: int, hit_blocks: int, ahead: int = 0) -> bool:
         tokens = target
         if self._settings.reserve_output and self.role is not Role.PREFILL:
             tokens += self._table.left_tokens[request] - 1
         blocks = -(-tokens // self.block_tokens)
         kept_blocks = self._reserved_blocks + (self._watermark_blocks if self.num_running else 0)
-        # Hit blocks are among the free ones, so the whole request must fit into what is free.
-        if blocks > self.free_blocks - kept_blocks:
+        # Cached blocks are among the free ones, so the whole request must fit into what is free.
+        if -(-(tokens + ahead) // self.block_tokens) > self.free_blocks - kept_blocks:
             return False
         if hit_blocks:
             self._cache.claim(self._table.chain[request])
