@@ -22,14 +22,16 @@ from planner.search import join, search_space
 from planner.space import TrainingSpace, training_space
 
 NODES = (64, 128, 256, 512)
-RATE_NODES, RATE_BATCH = 576, 9216
+RATE_NODES, RATE_BATCH, RATE_SEQ_LEN = 576, 9216, 4608
 REPEATS = 3
 PEERS = "peers, configurations per CPU second: Calculon 64 to 260, llm-analysis 2,400"
 
 
-def _question(nodes: int, batch: int = 1536) -> tuple[TrainRequest, TrainingJob, Cluster, TrainingSpace]:
+def _question(
+    nodes: int, batch: int = 1536, seq_len: int = 2048
+) -> tuple[TrainRequest, TrainingJob, Cluster, TrainingSpace]:
     request = TrainRequest(
-        model="gpt3-175b", cluster="dgx-a100", nodes=nodes, seq_len=2048, global_batch=batch
+        model="gpt3-175b", cluster="dgx-a100", nodes=nodes, seq_len=seq_len, global_batch=batch
     )
     job, cluster = resolve(request)
     flash = find_stack(job.stack).flash
@@ -64,7 +66,7 @@ def _command(nodes: int) -> tuple[float, float]:
 
 def _rate() -> tuple[int, float]:
     """Return the rows of one large table and how many a CPU second costs, time and memory; best of three."""
-    _, job, cluster, space = _question(RATE_NODES, RATE_BATCH)
+    _, job, cluster, space = _question(RATE_NODES, RATE_BATCH, RATE_SEQ_LEN)
     table = join(list(space.chunks()))
     seconds = []
     for _ in range(REPEATS):

@@ -10,8 +10,9 @@ from planner.certificate import shape_checks
 from planner.plan import PlanFile, Search, TrainingPlan
 from planner.plan_io import plan_document
 from planner.prediction import training_diagnostics
+from planner.provenance import training_provenance
 from planner.request import TrainRequest, resolve
-from planner.training_plan import provenance_of, training_plan_of
+from planner.training_plan import training_plan_of
 
 __all__ = ["estimate_training"]
 
@@ -44,5 +45,5 @@ def estimate_training(request: TrainRequest, strategy: Strategy) -> PlanFile[Tra
         plans=(plan,),
         search=search,
         diagnostics=training_diagnostics(job, cluster, strategy),
-        provenance=provenance_of(job, cluster),
+        provenance=training_provenance(job, cluster),
     )

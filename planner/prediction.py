@@ -2,6 +2,7 @@
 
 from costmodels.cost_table import CostTable
 from costmodels.job import TrainingJob
+from costmodels.kernels import kernel_model
 from costmodels.strategy import Strategy
 from hardware.cluster import Cluster
 from hardware.device import Device, Price
@@ -50,6 +51,16 @@ def _money_note(device: Device) -> str:
     return f"cost_usd at {price.usd_per_hour:g} USD per device and hour ({source})"
 
 
+def _kernel_notes(device: Device) -> list[str]:
+    model = kernel_model(device)
+    if model.measured:
+        return []
+    source = model.source.file
+    return [
+        f"no kernel of {device.name} was measured: times come from the {source} surface, less surely"
+    ]
+
+
 def _energy_note(device: Device) -> str:
     if device.tdp_w is None:
         return f"energy_j is null: the rated power of {device.name} is not known"
@@ -61,6 +72,7 @@ def training_diagnostics(job: TrainingJob, cluster: Cluster, best: Strategy) -> 
     notes = [
         f"software stack {job.stack}: kernels, launch overheads and overlap are those of this stack",
         f"optimizer {job.optimizer} with fp32 master weights and moments",
+        *_kernel_notes(cluster.device),
         _energy_note(cluster.device),
         _money_note(cluster.device),
     ]

@@ -1,8 +1,5 @@
 """The training flow: request, space, costs, memory first, the best and the front, plan."""
 
-from hashlib import sha256
-from importlib.metadata import version
-
 from costmodels.cost_table import CostTable
 from costmodels.job import TrainingJob
 from costmodels.stacks import find_stack
@@ -11,16 +8,17 @@ from costmodels.training import evaluate
 from hardware.cluster import Cluster
 from planner.certificate import training_certificate
 from planner.fit import memory_of
-from planner.plan import FrontPoint, PlanFile, Provenance, Search, TrainingPlan
+from planner.plan import FrontPoint, PlanFile, Search, TrainingPlan
 from planner.plan_io import plan_document
 from planner.prediction import training_diagnostics, training_prediction
+from planner.provenance import training_provenance
 from planner.ranks import default_placement
 from planner.remedy import no_strategy, nothing_fits
 from planner.request import TrainRequest, allowed_values, resolve
 from planner.search import search_space
 from planner.space import training_space
 
-__all__ = ["plan_training", "provenance_of", "training_plan_of"]
+__all__ = ["plan_training", "training_plan_of"]
 
 
 def plan_training(request: TrainRequest) -> PlanFile[TrainingPlan]:
@@ -70,7 +68,7 @@ def plan_training(request: TrainRequest) -> PlanFile[TrainingPlan]:
             excluded=space.excluded(),
         ),
         diagnostics=training_diagnostics(job, cluster, plans[0].strategy),
-        provenance=provenance_of(job, cluster),
+        provenance=training_provenance(job, cluster),
         pareto=_front(job, cluster, found.front),
     )
 
@@ -108,13 +106,4 @@ def _front(job: TrainingJob, cluster: Cluster, configs: ConfigTable) -> tuple[Fr
             fits_probability=float(costs.fits_probability[row]),
         )
         for row in range(len(configs))
-    )
-
-
-def provenance_of(job: TrainingJob, cluster: Cluster) -> Provenance:
-    """Return the tool's version and the hashes of what it was given."""
-    inputs = {"model": repr(job.model), "cluster": repr((cluster.name, cluster.groups, cluster.levels))}
-    return Provenance(
-        tool_version=version("meshwright"),
-        inputs={name: sha256(text.encode()).hexdigest() for name, text in inputs.items()},
     )

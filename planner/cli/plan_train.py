@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from planner.cli.errors import readable_errors
+from planner.cli.errors import readable_errors, working
 from planner.cli.options import (
     CatalogOption,
     ClusterOption,
@@ -63,7 +63,9 @@ def plan_train(
         from planner.request import read_train_request
         from planner.training_plan import plan_training
 
-        plan = plan_training(read_train_request(request, flags))
+        asked = read_train_request(request, flags)
+        with working("searching every legal strategy"):
+            plan = plan_training(asked)
         if output is not None:
             write_plan(plan, output)
         if json:

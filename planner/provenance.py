@@ -1,0 +1,34 @@
+"""What a training plan was made from: the tool, its inputs and the coefficients that took part."""
+
+from hashlib import sha256
+from importlib.metadata import version
+from importlib.resources import files
+
+from costmodels.job import TrainingJob
+from costmodels.kernels import kernel_model
+from hardware.cluster import Cluster
+from planner.plan import Provenance
+
+__all__ = ["training_provenance"]
+
+
+def training_provenance(job: TrainingJob, cluster: Cluster) -> Provenance:
+    """Return the tool's version and the hashes of model, cluster and coefficient files."""
+    inputs = {"model": repr(job.model), "cluster": repr((cluster.name, cluster.groups, cluster.levels))}
+    return Provenance(
+        tool_version=version("meshwright"),
+        inputs={name: sha256(text.encode()).hexdigest() for name, text in inputs.items()},
+        coefficients=_coefficients(cluster),
+    )
+
+
+def _coefficients(cluster: Cluster) -> dict[str, str]:
+    folder = files("costmodels") / "data" / "coefficients"
+    kernels = f"{kernel_model(cluster.device).source.file}.json"
+    wanted = [("kernels", kernels)]
+    for room in ("collectives", "training"):
+        names = sorted(e.name for e in (folder / room).iterdir() if e.name.endswith(".json"))
+        wanted += [(room, name) for name in names]
+    return {
+        f"{room}/{name}": sha256((folder / room / name).read_bytes()).hexdigest() for room, name in wanted
+    }
