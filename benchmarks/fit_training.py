@@ -23,7 +23,7 @@ from costmodels.kernels_fit import TreeSettings, fit_trees
 from costmodels.layer_costs import matmul_dtype
 from costmodels.learned import Correction, box_of, correction_features
 from costmodels.run_table import read_run_table
-from costmodels.stack_fit import StackSamples, fit_stacks, predict_stacks, stack_parts
+from costmodels.stack_fit import StackSamples, family, fit_stacks, predict_stacks, stack_parts
 from costmodels.stacks import FITTED, Stack, find_stack, stack_names
 from costmodels.step_inputs import StepInputs
 from costmodels.strategy import ConfigTable
@@ -43,6 +43,9 @@ MIN_RUNS_TO_LEARN = 60
 COVERAGE = 0.92
 """Share of held-out runs that the 90 % interval is widened to hold, against small samples."""
 Z90 = 1.645
+MIN_RUNS_FOR_SIGMA = 8
+UNSEEN_WIDER = 1.3
+"""Widening of the interval of a stack that was never measured (assumed)."""
 
 
 def load(path: Path) -> tuple[list[Run], StackSamples]:
@@ -159,11 +162,32 @@ def report(title: str, runs: list[Run], predicted: Floats, measured: Floats) -> 
     print(f"  mean over sources: {np.mean(means):.1%}")
 
 
+def sigmas(
+    names: list[str], runs: list[Run], samples: StackSamples, predicted: Floats
+) -> dict[str, dict[str, float]]:
+    """Return the spread of each stack for dense and for expert models, from its family where its own runs are few."""
+    experts = np.array([r.job.model.num_active_params < r.job.model.num_params for r in runs])
+    out: dict[str, dict[str, float]] = {"": {}}
+    for label, of_kind in (("sigma", ~experts), ("sigma_experts", experts)):
+        everyone = sigma_of(predicted[of_kind], samples.measured_s[of_kind])
+        for name in names:
+            own = of_kind & (samples.stack == name)
+            kin = of_kind & np.isin(samples.stack, [n for n in names if family(n) == family(name)])
+            chosen = own if own.sum() >= MIN_RUNS_FOR_SIGMA else kin
+            enough = chosen.sum() >= MIN_RUNS_FOR_SIGMA
+            value = (
+                sigma_of(predicted[chosen], samples.measured_s[chosen]) if enough else UNSEEN_WIDER * everyone
+            )
+            out.setdefault(name, {})[label] = value
+        out[""][label] = UNSEEN_WIDER * everyone
+    return out
+
+
 def write(
     path: Path,
     fitted: dict[str, Stack],
     pooled: dict[str, float],
-    sigma: dict[str, float],
+    sigma: dict[str, dict[str, float]],
     counts: dict[str, int],
     corrections: dict[str, object],
     mape: dict[str, float],
@@ -172,10 +196,9 @@ def write(
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     file = ROOT / "stacks.json"
     data = json.loads(file.read_text())
-    spread = float(np.median(list(sigma.values())))
     shared = {k: round(v, 4) for k, v in pooled.items()}
     for name, entry in data["stacks"].items():
-        entry["sigma"] = round(sigma.get(name, max(1.3 * spread, 0.1)), 4)
+        entry |= {label: round(value, 4) for label, value in sigma.get(name, sigma[""]).items()}
         entry["adjust"] = shared
         if name in fitted:
             stack = fitted[name]
@@ -218,7 +241,7 @@ def main() -> None:
     )
     fitted, pooled = fit_stacks(bases, samples, np.arange(len(runs)))
     mine = {n: samples.stack == n for n in names}
-    sigma = {n: sigma_of(analytic[mine[n]], samples.measured_s[mine[n]]) for n in names if counts[n] >= 5}
+    sigma = sigmas(names, runs, samples, analytic)
     mape = {n: float(np.abs(final[mine[n]] / samples.measured_s[mine[n]] - 1).mean()) for n in names}
     corrections: dict[str, object] = {}
     for name in wins:

@@ -89,6 +89,9 @@ class LayerCosts:
     unfused_bwd_s: Floats
     vector_fwd_s: Floats
     vector_bwd_s: Floats
+    norm_fwd_s: Floats
+    """Fused norms; a stack without them passes over the tensor several times."""
+    norm_bwd_s: Floats
     expert_fwd_s: Floats
     expert_bwd_s: Floats
     routing_s: Floats
@@ -204,6 +207,14 @@ def _add_vector(out: LayerCosts, elements_fwd: Floats, backward: float, weight: 
     out.num_ops += weight
 
 
+def _add_norm(out: LayerCosts, op: Norm, weight: float, ctx: _Context) -> None:
+    tokens = ctx.tokens / ctx.shards.tp if op.over_heads else ctx.replicated_tokens
+    moved = 2.0 * tokens * op.features * op.copies * _ELEMENT_BYTES
+    out.norm_fwd_s += weight * ctx.kernels.memory_s(moved)
+    out.norm_bwd_s += weight * ctx.kernels.memory_s(moved * _NORM_BACKWARD_TRAFFIC)
+    out.num_ops += weight
+
+
 def _add_experts(out: LayerCosts, op: Experts, weight: float, ctx: _Context) -> None:
     shards = ctx.shards
     router_rows = ctx.replicated_tokens
@@ -257,8 +268,7 @@ def _add_operator(out: LayerCosts, op: Operator, weight: float, ctx: _Context) -
     elif isinstance(op, Attention):
         _add_attention(out, op, weight, ctx)
     elif isinstance(op, Norm):
-        tokens = ctx.tokens / tp if op.over_heads else ctx.replicated_tokens
-        _add_vector(out, 2.0 * tokens * op.features * op.copies, _NORM_BACKWARD_TRAFFIC, weight, ctx)
+        _add_norm(out, op, weight, ctx)
     elif isinstance(op, Elementwise):
         tokens = ctx.replicated_tokens if op.split is Split.NONE else ctx.tokens / tp
         _add_vector(out, tokens * (op.reads + op.writes), _VECTOR_BACKWARD_TRAFFIC, weight, ctx)
@@ -303,7 +313,7 @@ def _add_ends(out: LayerCosts, model: ModelGraph, ctx: _Context) -> None:
     out.head_gemm_bwd_s += body.gemm_bwd_s
     logits = ctx.tokens * model.vocab / tp
     loss = ctx.kernels.memory_s(logits * _LOSS_BYTES_PER_LOGIT)
-    out.head_vector_s += body.vector_fwd_s + body.vector_bwd_s + loss
+    out.head_vector_s += body.vector_fwd_s + body.vector_bwd_s + body.norm_fwd_s + body.norm_bwd_s + loss
     reads = sum(op.features for op in model.inputs if isinstance(op, Embedding))
     out.embed_s += 3.0 * ctx.kernels.memory_s(ctx.tokens * max(reads, 1) * _ELEMENT_BYTES)
 

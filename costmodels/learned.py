@@ -93,7 +93,7 @@ def correction_features(
         "layers": inputs.layers_mean,
         "gemm_s": np.log(gemm),
         "attention_s": np.log(layer.attn_fwd_s + 1e-9),
-        "vector_s": np.log(layer.vector_fwd_s + 1e-9),
+        "vector_s": np.log(layer.vector_fwd_s + layer.norm_fwd_s + 1e-9),
         "device_over_host": np.log(gemm / (layer.num_ops * 1e-5)),
         "hidden": np.full(rows, np.log2(hidden)),
         "seq_len": np.full(rows, np.log2(seq_len)),

@@ -15,7 +15,7 @@ from costmodels.stacks import FITTED, Stack
 from costmodels.step_inputs import StepInputs
 from costmodels.step_time import StepParts, step_parts
 
-__all__ = ["StackSamples", "fit_stacks", "predict_stacks", "stack_parts"]
+__all__ = ["StackSamples", "family", "fit_stacks", "predict_stacks", "stack_parts"]
 
 Floats = npt.NDArray[np.float64]
 Index = npt.NDArray[np.intp]
@@ -23,7 +23,7 @@ Index = npt.NDArray[np.intp]
 _NOISE = 0.05
 """Spread of repeated runs of one configuration across minor versions (median 5.5 %)."""
 _PRIOR_SIGMA = {
-    "gemm": 0.08,
+    "gemm": 0.04,
     "attention": 0.4,
     "vector": 0.3,
     "comm": 0.25,
@@ -40,6 +40,16 @@ _PRIOR_SIGMA = {
     "step_s": 0.7,
 }
 """Standard deviation of each coefficient's logarithm around its prior mean (assumed)."""
+_BOUNDS = {
+    "gemm": (0.95, 2.0),
+    "attention": (0.6, 4.0),
+    "vector": (0.5, 4.0),
+    "comm": (0.85, 4.0),
+    "dp_comm": (0.6, 4.0),
+    "experts": (0.7, 4.0),
+    "ep_comm": (0.2, 4.0),
+}
+"""What is physically sensible: no stack beats isolated kernels and collectives by much; hiding is another coefficient."""
 _ADJUST_SIGMA = 0.15
 _UNMEASURED_ADJUST_SIGMA = 0.4
 """For devices whose kernels were not measured, so their matmul time is less certain."""
@@ -47,6 +57,8 @@ _REFERENCE_KEY = "a100-80gb/bf16"
 _REFERENCE_SIGMA = 0.02
 """Factors per device are relative to this device and format, so its own stays at one."""
 _FAMILY_SIGMA_SCALE = 0.7
+_ASSUMED_RUNS = 20
+"""Runs that a family's assumed values weigh as when its members are averaged."""
 _REACH = 5.0
 
 
@@ -92,6 +104,9 @@ def _fit_one(base: Stack, samples: StackSamples, rows: Index, prior: _Prior) -> 
     tables = [(samples.inputs.take(p), np.log(samples.measured_s[p])) for p in parts]
     start = np.log([max(prior.mean[n], 1e-7) for n in FITTED])
     spread = prior.scale * np.array([_PRIOR_SIGMA[n] for n in FITTED])
+    if _REFERENCE_KEY not in keys:
+        # Only the product of the matmul factor and the device's own shows; the first stays as believed.
+        spread[FITTED.index("gemm")] = _REFERENCE_SIGMA / 10
     shift = np.log([prior.adjust.get(k, 1.0) for k in keys])
     adjust_spread = prior.scale * np.array([_adjust_sigma(k, samples) for k in keys])
 
@@ -109,23 +124,20 @@ def _fit_one(base: Stack, samples: StackSamples, rows: Index, prior: _Prior) -> 
         return np.concatenate(pieces)
 
     origin = np.concatenate([start, shift])
-    upper = origin + _REACH
+    lower, upper = origin - _REACH, origin + _REACH
     for i, name in enumerate(FITTED):
         if name.endswith("_frac"):
             upper[i] = max(0.0, origin[i]) + 1e-6
-    answer = least_squares(
-        residual,
-        np.minimum(origin, upper - 1e-9),
-        bounds=(origin - _REACH, upper),
-        loss="soft_l1",
-        f_scale=1.5,
-    )
+        if name in _BOUNDS:
+            lower[i], upper[i] = np.log(_BOUNDS[name])
+    origin = np.clip(origin, lower + 1e-6, upper - 1e-6)
+    answer = least_squares(residual, origin, bounds=(lower, upper), loss="soft_l1", f_scale=1.5)
     factors = np.exp(answer.x[len(FITTED) :]).tolist()
     return replace(stack_at(answer.x), adjust=tuple(zip(keys, factors, strict=True)))
 
 
 def _pooled(
-    fitted: Mapping[str, Stack], counts: Mapping[str, int]
+    fitted: Mapping[str, Stack], bases: Mapping[str, Stack], counts: Mapping[str, int]
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     """Return mean coefficients by family and mean device factors over all stacks (geometric, by run count)."""
     groups: dict[str, list[Stack]] = {}
@@ -133,8 +145,9 @@ def _pooled(
         groups.setdefault(family(stack.name), []).append(stack)
     means = {}
     for name, members in groups.items():
-        weight = np.sqrt([counts[m.name] for m in members])
-        logs = {n: np.log([max(getattr(m, n), 1e-9) for m in members]) for n in FITTED}
+        weight = np.sqrt([_ASSUMED_RUNS, *(counts[m.name] for m in members)])
+        believed = bases[members[0].name]
+        logs = {n: np.log([max(getattr(m, n), 1e-9) for m in (believed, *members)]) for n in FITTED}
         means[name] = {n: float(np.exp(np.average(v, weights=weight))) for n, v in logs.items()}
     factors: dict[str, list[tuple[float, float]]] = {}
     for stack in fitted.values():
@@ -158,7 +171,7 @@ def fit_stacks(
     for name in names:
         mean = {n: float(getattr(bases[name], n)) for n in FITTED}
         first[name] = _fit_one(bases[name], samples, members[name], _Prior(mean, {}, 1.0))
-    means, adjust = _pooled(first, counts)
+    means, adjust = _pooled(first, bases, counts)
     shared = {n: sum(family(m) == family(n) for m in names) > 1 for n in names}
     second = {}
     for name in names:

@@ -51,6 +51,14 @@ class Stack:
     """Bytes per parameter of the gradient that is accumulated."""
     fused_loss: bool = False
     """Cross entropy without fp32 copies of the logits."""
+    logit_bytes: float = 6.0
+    """Per logit at the peak of an unfused loss: 6 is 16 bits and fp32 worked on in place (Megatron), 10 is one
+    fp32 copy more."""
+    score_bytes: float = 2.0
+    """Per attention score that an unfused softmax keeps, without dropout: 2 with a fused 16-bit kernel, 6 where
+    the softmax runs in fp32 and is cast back."""
+    fused_activation: bool = True
+    """A gated activation keeps its input only, not the activated gate."""
     gemm: float = 1.0
     """Matmul time over the isolated kernel's."""
     attention: float = 1.0
@@ -80,6 +88,8 @@ class Stack:
     """Fixed time per step: loss scaling, clipping, logging, data."""
     sigma: float = 0.15
     """Standard deviation of ln(measured / predicted) on held-out runs, before the learned correction."""
+    sigma_experts: float = 0.3
+    """The same for models with routed experts, whose kernels change most from version to version."""
     evidence: str = field(default="", compare=False)
 
     adjust: tuple[tuple[str, float], ...] = ()

@@ -164,7 +164,7 @@ def _data_parallel(
 def _sends(job: TrainingJob, table: ConfigTable, levels: tuple[Level, ...]) -> Floats:
     size = table.micro_batch * job.seq_len / table.cp * job.model.hidden * _BYTES_PER_WEIGHT
     size = np.where(table.sequence_parallel > 0, size / table.tp, size)
-    hop = p2p_s(size, table.tp * table.cp * table.dp, levels)
+    hop = p2p_s(size, table.tp * table.cp * table.dp, levels, degree=table.pp)
     return np.where(table.pp > 1, hop, 0.0)
 
 

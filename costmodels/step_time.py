@@ -20,6 +20,9 @@ Floats = npt.NDArray[np.float64]
 
 _JOIN_POWER = 6.0
 """Sharpness of the joint between device-bound and host-bound layers (assumed)."""
+_UNFUSED_NORM_PASSES = 8.0
+"""Traffic of an RMS norm written with tensor operations in fp32 over that of one fused kernel: widen, square, mean,
+scale, narrow and weight are passes of their own (counted in bytes, about 36 against 4 per element)."""
 _OVERLAPPED_SEND_FRAC = 0.3
 """Part of a stage-to-stage send that stays visible when the schedule overlaps it (assumed)."""
 
@@ -88,10 +91,11 @@ def _layer_parts(inputs: StepInputs, stack: Stack) -> _Layer:
     ragged = layer.misaligned_s * stack.misaligned
     fwd = (layer.gemm_fwd_s + ragged) * matmul + attn_fwd
     fwd = fwd + (layer.expert_fwd_s + layer.routing_s) * stack.experts
-    fwd = fwd + (layer.vector_fwd_s + layer.cast_s) * stack.vector
+    norm = 1.0 if stack.fused_norm else _UNFUSED_NORM_PASSES
+    fwd = fwd + (layer.vector_fwd_s + norm * layer.norm_fwd_s + layer.cast_s) * stack.vector
     bwd = (layer.gemm_bwd_s + 2.0 * ragged) * matmul + attn_bwd
     bwd = bwd + (layer.expert_bwd_s + layer.routing_s) * stack.experts
-    bwd = bwd + (layer.vector_bwd_s + 2.0 * layer.cast_s) * stack.vector
+    bwd = bwd + (layer.vector_bwd_s + norm * layer.norm_bwd_s + 2.0 * layer.cast_s) * stack.vector
     visible = np.where(inputs.overlap_tp > 0, stack.tp_exposed_frac, 1.0)
     sync = stack.sync_s_per_collective * layer.num_collectives
     tp_fwd = layer.tp_fwd_s * stack.comm * visible + sync

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from costmodels.cost_table import CostTable, MemoryTable
 from costmodels.feasibility import fits_probability
+from costmodels.graph import Experts
 from costmodels.job import TrainingJob
 from costmodels.kernels import kernel_model
 from costmodels.layer_costs import matmul_dtype
@@ -59,17 +60,21 @@ def _assemble(inputs: StepInputs, stack: Stack) -> StepParts:
     return StepParts(**columns)
 
 
+def _sigma(job: TrainingJob, stack: Stack) -> float:
+    routed = any(isinstance(op, Experts) for block in job.model.blocks for op in block.operators)
+    return stack.sigma_experts if routed else stack.sigma
+
+
 def _corrected(
     job: TrainingJob, configs: ConfigTable, inputs: StepInputs, parts: StepParts, stack: Stack
 ) -> tuple[Floats, Floats]:
     """Return what the learned correction adds to each step, and the spread that is left. [s], [ln]"""
-    rows = len(configs)
     correction = find_correction(stack.name)
     if correction is None:
-        return np.zeros(rows), np.full(rows, stack.sigma)
+        return np.zeros(len(configs)), np.full(len(configs), _sigma(job, stack))
     features = correction_features(configs, inputs, parts, hidden=job.model.hidden, seq_len=job.seq_len)
     added = parts.total_s * np.expm1(correction.log_ratio(features))
-    return added, np.where(correction.covers(features), correction.sigma, stack.sigma)
+    return added, np.where(correction.covers(features), correction.sigma, _sigma(job, stack))
 
 
 def evaluate(
@@ -92,7 +97,7 @@ def evaluate(
     inputs = training_inputs(job, cluster, configs)
     parts = _assemble(inputs, chosen)
     rows = len(configs)
-    correction_s, sigma = np.zeros(rows), np.full(rows, chosen.sigma)
+    correction_s, sigma = np.zeros(rows), np.full(rows, _sigma(job, chosen))
     if corrected and stack is None:
         correction_s, sigma = _corrected(job, configs, inputs, parts, chosen)
     memory: MemoryTable = peak_memory(job, configs, chosen)
