@@ -150,7 +150,7 @@ class _Run:
             self.send(self.now)
 
     def prefill(self) -> None:
-        """Run iterations with prompt chunks until the oldest waiting prompt, and what fits beside it, is done."""
+        """Run iterations with prompt chunks until the oldest waiting prompt, and what fits with it, is in."""
         loop = self.loop
         if self.workers:
             self.start(self.waiting.popleft())

@@ -39,7 +39,7 @@ Ints = npt.NDArray[np.int64]
 _STATE_BYTES = 4.0
 """Recurrent states are kept in 32 bits."""
 _LIVE_ACTIVATIONS = 6.0
-"""Copies of a layer's widest activation alive at once in forward: input, residual, matmul in and out, workspace (assumed)."""
+"""Copies of a layer's widest activation alive at once: input, residual, matmul in and out (assumed)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -59,7 +59,7 @@ class ServingMemory:
 
 
 def tagged_operators(block: Block) -> Iterator[tuple[Operator, bool]]:
-    """Yield the operators of a layer, and whether each belongs to attention (or the mixer) and its projections."""
+    """Yield a layer's operators, and whether each belongs to attention (or a mixer) and its projections."""
     mixed = done = False
     for operator in block.operators:
         mixed = mixed or isinstance(operator, Attention | StateSpace)
@@ -136,7 +136,7 @@ def kv_bytes_per_request(
 
 
 def kv_transfer_bytes(model: ModelGraph, table: ServingTable, prompt_tokens: Floats) -> Floats:
-    """Return bytes that one request's cache moves from a prefill to a decode instance, over all its devices."""
+    """Return bytes of one request's cache on its way from a prefill to a decode instance, all devices."""
     latent = all(
         op.kv_latent_dim is not None
         for b, _ in layer_counts(model)

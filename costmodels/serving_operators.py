@@ -36,7 +36,7 @@ _DISPATCH_BYTES = 1.0 + 4.0 / 128
 """Per element of a dispatched token: 8-bit with one scale per 128."""
 _COMBINE_BYTES = 2.0
 _SCAN_PASSES = 8.0
-"""Reads and writes of the inner width per token in a chunked scan: projections in, gates, states at chunk ends (assumed)."""
+"""Reads and writes of the inner width per token in a chunked scan: projections, gates, states (assumed)."""
 _VECTOR_BANDWIDTH_FRAC = 0.8
 _NARROW_PEAK_FRAC = 0.5
 """Of the 16-bit peak, reached by grouped matmuls that widen 4-bit weights (assumed)."""
@@ -84,7 +84,7 @@ class IterationWork:
         decode_context: npt.ArrayLike,
         prefill_seqs: npt.ArrayLike | None = None,
     ) -> "IterationWork":
-        """Return the work of rows given as scalars or arrays; prompts default to one where there are tokens."""
+        """Return the work of rows given as scalars or arrays; one prompt by default where tokens are."""
         tokens = np.asarray(prefill_tokens, dtype=float)
         prompts = np.where(tokens > 0, 1.0, 0.0) if prefill_seqs is None else np.asarray(prefill_seqs, float)
         columns = np.broadcast_arrays(
@@ -115,9 +115,9 @@ def kernel_format(device: Device, code: int, *, routed: bool = False) -> str:
     """Return the kernel format that runs weights of one `Quant` on `device`.
 
     Devices without the narrow matrix units keep the narrow weights and compute in 16 bits. Engines pick the
-    faster kernel of a family: measured dense block-scaled matmuls wait for a separate quantisation that engines
-    fuse, and measured per-tensor experts are several times slower than block-scaled ones on Hopper, so each
-    side answers for both scalings.
+    faster kernel of a family: measured dense block-scaled matmuls wait for a separate quantisation that
+    engines fuse, and measured per-tensor experts are several times slower than block-scaled ones on Hopper,
+    so each side answers for both scalings.
     """
     quant = Quant(code)
     if quant in (Quant.FP8, Quant.FP8_BLOCK):
@@ -147,7 +147,7 @@ def reduce_s(num_bytes: Floats, degree: Ints, levels: tuple[Level, ...]) -> Floa
 
 
 def _all_to_all_s(tokens: Floats, experts: Experts, group: Ints, levels: tuple[Level, ...]) -> Floats:
-    """Return seconds of dispatch and combine of `tokens` per device over `group` devices, by the faster kernel."""
+    """Return seconds of dispatch and combine of `tokens` per device over `group` devices."""
     best = np.full(len(tokens), np.inf)
     node = levels[0].size
     for kernel in (ExchangeKernel.LOW_LATENCY, ExchangeKernel.NORMAL, ExchangeKernel.RACK):
@@ -228,7 +228,7 @@ def _indexer_s(
 
 
 def _experts_s(op: Experts, tokens: Floats, table: ServingTable, machine: ServingMachine) -> Floats:
-    """Return seconds of router and routed experts on one device; `tokens` are those of its attention group."""
+    """Return seconds of router and routed experts on one device; `tokens` are its attention group's."""
     out = quant_matmul_s(
         machine, tokens, np.full(len(table), float(op.num_experts)), np.full(len(table), float(op.hidden)),
         np.zeros(len(table), dtype=np.int64),
@@ -237,8 +237,8 @@ def _experts_s(op: Experts, tokens: Floats, table: ServingTable, machine: Servin
     for code in np.unique(table.experts):
         rows = table.experts == code
         shape = {
-            "tokens": pooled[rows], "hidden": op.hidden, "ffn_hidden": op.ffn_hidden, "num_experts": op.num_experts,
-            "top_k": op.top_k, "ep": table.ep[rows], "etp": table.etp[rows],
+            "tokens": pooled[rows], "hidden": op.hidden, "ffn_hidden": op.ffn_hidden,
+            "num_experts": op.num_experts, "top_k": op.top_k, "ep": table.ep[rows], "etp": table.etp[rows],
         }  # fmt: skip
         dtype = kernel_format(machine.device, int(code), routed=True)
         if dtype == "int4-weight-only":
@@ -251,7 +251,7 @@ def _experts_s(op: Experts, tokens: Floats, table: ServingTable, machine: Servin
 def _narrow_experts_s(shape: dict[str, npt.ArrayLike], quant: Quant, machine: ServingMachine) -> Floats:
     """Return seconds of experts with 4-bit weights that are widened on the way to 16-bit matrix units.
 
-    Few rows per expert only read weights, so the 16-bit kernel's time shrinks with the bytes; many rows compute
+    Few rows per expert only read weights, so the 16-bit kernel's time shrinks with the bytes; many compute
     as the 16-bit kernel does.
     """
     wide = machine.kernels.experts_s(**shape, dtype="bf16")
@@ -266,7 +266,7 @@ def _narrow_experts_s(shape: dict[str, npt.ArrayLike], quant: Quant, machine: Se
 def _state_space_s(
     op: StateSpace, tokens: Floats, seqs: Floats, table: ServingTable, machine: ServingMachine
 ) -> Floats:
-    """Return seconds of a recurrent mixer: the state of every request moves twice, tokens pass through once."""
+    """Return seconds of a recurrent mixer: states move twice, tokens pass through once."""
     state = 2.0 * 4.0 * seqs * op.inner * (op.state + op.conv) / table.tp
     passed = 2.0 * tokens * op.inner * _SCAN_PASSES / table.tp
     return machine.kernels.memory_s(state + passed)

@@ -9,13 +9,14 @@ import numpy.typing as npt
 from costmodels.serving import iteration_cost
 from costmodels.serving_closed_loop import ClosedLoop, LoopResult, LoopTimes, run_closed_loop
 from costmodels.serving_config import ServingConfig, ServingTable
+from costmodels.serving_correction import PointKind, ServingCorrection, serving_correction
 from costmodels.serving_engine import EngineStack, find_engine
 from costmodels.serving_machine import serving_machine, system_device
 from costmodels.serving_memory import kv_bytes_per_request, kv_transfer_bytes, serving_memory
 from costmodels.serving_operators import IterationWork, ServingMachine
 from costmodels.serving_runs import ServingRun
 
-__all__ = ["RunPrediction", "loop_tables", "max_requests", "predict_run", "predict_runs"]
+__all__ = ["RunPrediction", "loop_tables", "max_requests", "point_kind", "predict_run", "predict_runs"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -23,7 +24,7 @@ _NODES = np.array([0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8
 _LENGTH_SPREAD_FRAC = 0.2
 """Benchmarks draw lengths between 0.8 and 1 of the nominal ones (InferenceX: random range ratio 0.8)."""
 _ADMITTED_OUTPUT_FRAC = 0.5
-"""Of the answer is in cache on average; engines admit on what is held now and preempt when that was too much."""
+"""Of the answer is in cache on average; engines admit on what is held now and preempt later."""
 _REQUESTS_PER_CLIENT = 10
 _MAX_LOOP_REQUESTS = 20000
 
@@ -38,12 +39,17 @@ class RunPrediction:
     throughput_tokens_per_s: float
     """Output tokens of the whole deployment."""
     mean_batch: float
+    loop_ttft_s: float
+    """Before the correction."""
+    loop_tpot_s: float
 
 
-def max_requests(
-    run: ServingRun, config: ServingConfig, engine: EngineStack, machine: ServingMachine
-) -> int:
-    """Return how many requests of the run's length one attention group holds; at least one."""
+def max_requests(run: ServingRun, config: ServingConfig, engine: EngineStack, machine: ServingMachine) -> int:
+    """Return how many requests of the run's length one attention group holds.
+
+    A measured run did fit: where the estimate leaves no room for even one request, the row says too little of
+    its instance, and only the engine's own limit applies.
+    """
     table = ServingTable.from_configs([config])
     memory = serving_memory(
         run.model,
@@ -54,14 +60,22 @@ def max_requests(
     )
     context = np.array([run.prompt_tokens + _ADMITTED_OUTPUT_FRAC * run.output_tokens])
     each = kv_bytes_per_request(run.model, table, context, engine.block_tokens)
-    return int(max(1.0, min(memory.kv_budget_bytes[0] / each[0], engine.max_batch)))
+    room = memory.kv_budget_bytes[0] / each[0]
+    if room < 1.0:
+        return engine.max_batch
+    return int(min(room, engine.max_batch))
 
 
 def loop_tables(
-    run: ServingRun, config: ServingConfig, engine: EngineStack, machine: ServingMachine, clients: int, chunk: float
+    run: ServingRun,
+    config: ServingConfig,
+    engine: EngineStack,
+    machine: ServingMachine,
+    clients: int,
+    chunk: float,
 ) -> LoopTimes:
     """Return iteration times of one attention group at batch nodes up to its clients."""
-    nodes = np.unique(np.append(_NODES[_NODES < clients], [float(clients)]))
+    nodes = np.unique(np.append(_NODES[clients > _NODES], [float(clients)]))
     spread = 1.0 - _LENGTH_SPREAD_FRAC / 2.0
     context = spread * (run.prompt_tokens + run.output_tokens / 2.0)
     prompt = spread * run.prompt_tokens
@@ -83,8 +97,31 @@ def loop_tables(
     return LoopTimes(batch_nodes=nodes, decode_s=np.maximum.accumulate(decode), mixed_s=mixed)
 
 
-def predict_run(run: ServingRun, engine: EngineStack | None = None) -> RunPrediction:
-    """Return the prediction of one point."""
+def point_kind(run: ServingRun) -> PointKind:
+    """Return the groups that a run belongs to."""
+    device = system_device(run.system)
+    generation = (
+        f"{device.vendor},{'fp4' if device.fp4_flops_per_s else 'fp8' if device.fp8_flops_per_s else 'bf16'}"
+    )
+    return PointKind(
+        split=run.prefill is not None,
+        guessed=bool(run.assumed),
+        campaign=run.source,
+        engine=run.engine,
+        generation=generation,
+    )
+
+
+def predict_run(
+    run: ServingRun, engine: EngineStack | None = None, correction: ServingCorrection | None = None
+) -> RunPrediction:
+    """Return the prediction of one point.
+
+    Parameters
+    ----------
+    engine : in place of the fitted one of that name.
+    correction : in place of the shipped one.
+    """
     engine = engine or find_engine(run.engine)
     machine = serving_machine(system_device(run.system))
     groups = run.decode.dp * run.num_decode
@@ -109,12 +146,16 @@ def predict_run(run: ServingRun, engine: EngineStack | None = None) -> RunPredic
         prefill_s=prefill_s,
     )
     result: LoopResult = run_closed_loop(loop, times)
+    kind = point_kind(run)
+    correction = correction or serving_correction()
     return RunPrediction(
         row_id=run.row_id,
-        ttft_s=result.ttft_mean_s + (engine.stream_tokens - 1.0) * result.tpot_mean_s,
-        tpot_s=result.tpot_mean_s,
+        ttft_s=correction.ttft_s(kind, result.ttft_mean_s, result.tpot_mean_s),
+        tpot_s=correction.tpot_s(kind, result.tpot_mean_s),
         throughput_tokens_per_s=result.throughput_tokens_per_s * groups,
         mean_batch=result.mean_batch,
+        loop_ttft_s=result.ttft_mean_s,
+        loop_tpot_s=result.tpot_mean_s,
     )
 
 

@@ -3,11 +3,11 @@
 Columns are those of the collection that AIConfigurator ships (Apache-2.0). What a row leaves out is filled by
 the rules below, each named in `ServingRun.assumed`:
 
-* ``tp_size`` (or ``attention_dp_size``) may hold the product of an expert-parallel recipe's degrees, 8 x 8 = 64
-  on 8 devices; where the expert degrees are equal and above one they are the width;
-* the total number of clients is ``silicon_concurrency`` in ``source_tag``, else ``batch_size`` per attention group;
-* a split deployment without worker counts gets the counts that divide its clients, and one without a division
-  of its devices is cut at the decode degree that leaves whole prefill workers.
+* ``tp_size`` (or ``attention_dp_size``) may hold the product of an expert-parallel recipe's degrees, 8 x 8 =
+  64 on 8 devices; where the expert degrees are equal and above one they are the width;
+* clients in all are ``silicon_concurrency`` in ``source_tag``, else ``batch_size`` per attention group;
+* a split deployment without worker counts gets the counts that divide its clients, and one without a
+  division of its devices is cut at the decode degree that leaves whole prefill workers.
 """
 
 import csv
@@ -152,7 +152,9 @@ def run_of_row(row: Mapping[str, str]) -> ServingRun:
         replicas = clients // batch
         assumed.append("clients beyond batch_size are replicas")
     config = ServingConfig(tp=width, dp=dp, ep=ep, **quants)
-    return ServingRun(**common, concurrency=clients, decode=config, num_decode=replicas, assumed=tuple(assumed))
+    return ServingRun(
+        **common, concurrency=clients, decode=config, num_decode=replicas, assumed=tuple(assumed)
+    )
 
 
 def _is_routed(model: ModelGraph) -> bool:
@@ -160,7 +162,7 @@ def _is_routed(model: ModelGraph) -> bool:
 
 
 def _quants(row: Mapping[str, str], model: ModelGraph) -> dict[str, Quant]:
-    """Return number formats; quantised checkpoints of routed models keep attention wider than their experts."""
+    """Return number formats; quantised routed models keep attention wider than their experts."""
     precision = (row.get("precision") or "").lower()
     dense = _quant(row.get("gemm_quant_mode") or precision)
     routed = _quant(row.get("moe_quant_mode") or row.get("gemm_quant_mode") or precision)
@@ -174,7 +176,9 @@ def _quants(row: Mapping[str, str], model: ModelGraph) -> dict[str, Quant]:
         dense = attention = kv = Quant.BF16
     blocks = any(model.name.startswith(f) for f in _BLOCK_SCALED_FAMILIES)
     if blocks and _is_routed(model):
-        dense, attention, routed = (Quant.FP8_BLOCK if q is Quant.FP8 else q for q in (dense, attention, routed))
+        dense, attention, routed = (
+            Quant.FP8_BLOCK if q is Quant.FP8 else q for q in (dense, attention, routed)
+        )
     return {"weights": dense, "experts": routed, "attention": attention, "kv": kv}
 
 
@@ -201,7 +205,11 @@ def _degrees(row: Mapping[str, str], prefix: str, assumed: list[str]) -> tuple[i
 
 
 def _split_run(
-    row: Mapping[str, str], common: dict[str, object], quants: dict[str, Quant], clients: int | None, assumed: list[str]
+    row: Mapping[str, str],
+    common: dict[str, object],
+    quants: dict[str, Quant],
+    clients: int | None,
+    assumed: list[str],
 ) -> ServingRun:
     p_tp, p_dp, p_ep = _degrees(row, "prefill_", assumed)
     d_tp, d_dp, d_ep = _degrees(row, "decode_", assumed)
@@ -233,7 +241,7 @@ def _split_run(
 
 
 def _guess_decode(width: int, clients: int) -> tuple[int, int, int]:
-    """Return tensor degree, attention groups and instances of a decode pool known by its width and clients."""
+    """Return tensor degree, attention groups and instances of a decode pool of known width and clients."""
     if width <= 16 and clients < 40 * width:
         divisors = [n for n in (4, 5, 7, 3, 9) if clients % n == 0 and clients >= n]
         return width, 1, divisors[0] if divisors else 1

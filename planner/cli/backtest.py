@@ -9,7 +9,7 @@ import typer
 from planner.cli.errors import readable_errors
 from planner.cli.options import JsonOption
 
-__all__ = ["backtest_kernels", "backtest_memory", "backtest_train"]
+__all__ = ["backtest_kernels", "backtest_memory", "backtest_serve", "backtest_train"]
 
 RunsArgument = Annotated[Path, typer.Argument(metavar="RUNS.csv", help="Measured runs.")]
 ByOption = Annotated[str | None, typer.Option("--by", metavar="COLUMN", help="Show errors by this column.")]
@@ -51,6 +51,18 @@ def backtest_kernels(
         from costmodels.backtest_kernels import backtest_kernels as compare
 
         _print(compare(runs, device=device, op=op, by=by), as_json=json)
+
+
+def backtest_serve(
+    runs: RunsArgument,
+    by: ByOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Compare predicted TTFT and TPOT with measured serving points."""
+    with readable_errors():
+        from costmodels.backtest_serving import backtest_serving
+
+        _print(backtest_serving(runs, by=by), as_json=json)
 
 
 def _print(result: Any, *, as_json: bool) -> None:

@@ -42,6 +42,7 @@ VERBS: tuple[Verb, ...] = (
     _verb("estimate train", "estimate", "estimate_train", "Cost of one training configuration."),
     _verb("backtest train", "backtest", "backtest_train", "Measured training runs against predictions."),
     _verb("backtest memory", "backtest", "backtest_memory", "Measured peak memory against predictions."),
+    _verb("backtest serve", "backtest", "backtest_serve", "Measured serving points against predictions."),
     _verb("backtest kernels", "backtest", "backtest_kernels", "Measured kernels against predictions."),
     _verb("simulate", "simulate", "simulate", "Replay requests through a serving plan or a fleet."),
     _verb("explain", "explain", "explain", "Say why a plan was chosen and what it rests on."),
