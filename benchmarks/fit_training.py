@@ -2,8 +2,8 @@
 
 Run from the checkout's root::
 
-    python -m benchmarks.fit_training ../shared/data/training_runs.csv            # prints only
-    python -m benchmarks.fit_training ../shared/data/training_runs.csv --write    # and writes the coefficients
+    python -m benchmarks.fit_training ../shared/data/training_runs.csv          # prints only
+    python -m benchmarks.fit_training ../shared/data/training_runs.csv --write  # also writes coefficients
 
 Held out means: whole groups (same model, devices and batch) are left out, five folds, everything refitted.
 """
@@ -143,8 +143,8 @@ def summary(name: str, runs: list[Run], predicted: Floats, measured: Floats, row
     )
     print(
         f"  {name:26s} n={e.num_rows:4d}  MAPE {e.mape_frac:6.1%}  median {e.median_ape_frac:6.1%}"
-        f"  signed {e.signed_median_frac:+6.1%}  regret {e.regret_mean_frac:6.2%} (max {e.regret_max_frac:6.1%},"
-        f" random {e.random_regret_frac:6.1%})"
+        f"  signed {e.signed_median_frac:+6.1%}  regret {e.regret_mean_frac:6.2%}"
+        f" (max {e.regret_max_frac:6.1%}, random {e.random_regret_frac:6.1%})"
     )
     return e
 
@@ -153,9 +153,10 @@ def report(title: str, runs: list[Run], predicted: Floats, measured: Floats) -> 
     """Print errors by source and over all."""
     print(title)
     sources = np.array([r.source for r in runs])
-    means = []
-    for source in sorted(set(sources)):
-        means.append(summary(source, runs, predicted, measured, np.flatnonzero(sources == source)).mape_frac)
+    means = [
+        summary(source, runs, predicted, measured, np.flatnonzero(sources == source)).mape_frac
+        for source in sorted(set(sources))
+    ]
     big = np.array([r.cluster.num_devices >= 32 for r in runs])
     summary("32 devices and more", runs, predicted, measured, np.flatnonzero(big))
     summary("all", runs, predicted, measured, np.arange(len(runs)))
@@ -165,7 +166,7 @@ def report(title: str, runs: list[Run], predicted: Floats, measured: Floats) -> 
 def sigmas(
     names: list[str], runs: list[Run], samples: StackSamples, predicted: Floats
 ) -> dict[str, dict[str, float]]:
-    """Return the spread of each stack for dense and for expert models, from its family where its own runs are few."""
+    """Return the spread of each stack, dense and with experts, from its family where its own runs are few."""
     experts = np.array([r.job.model.num_active_params < r.job.model.num_params for r in runs])
     out: dict[str, dict[str, float]] = {"": {}}
     for label, of_kind in (("sigma", ~experts), ("sigma_experts", experts)):

@@ -42,7 +42,8 @@ _VECTOR_BACKWARD_TRAFFIC = 1.5
 _CAST_BYTES_PER_ELEMENT = 2.0
 """Beyond the quantisation that a measured 8-bit matmul includes: write the transpose for backward, scales."""
 _LOSS_BYTES_PER_LOGIT = 26.0
-"""Traffic of an unfused cross entropy: widen to fp32 (2 + 4), maximum (4), exponentials (4 + 4), sum (4), gradient
+"""Traffic of an unfused cross entropy: widen to fp32 (2 + 4), maximum (4), exponentials (4 + 4), sum (4),
+gradient
 back to 16 bits (4)."""
 _ALIGNED_ELEMENTS = 64
 """Dimensions that are multiples of 128 bytes keep matmuls of A100 and later on their fast path
@@ -52,8 +53,10 @@ _EXPERT_TILE_ROWS = 128
 _ROUTING_PASSES = 6.0
 """Reads and writes of every routed token for permute, pad, weight and unpermute (two each way, forward)."""
 _OPS_PER_EXPERTS = 45
-"""Host launches of one routed layer: router, top-k, auxiliary loss, permutation maps, dispatch, a launch or more per
-group of experts, activation, combine, unpermute (counted roughly in Megatron-core's token dispatcher; assumed)."""
+"""Host launches of one routed layer: router, top-k, auxiliary loss, permutation maps, dispatch, a launch or
+more per
+group of experts, activation, combine, unpermute (counted roughly in Megatron-core's token dispatcher;
+assumed)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -179,23 +182,28 @@ def _add_attention(out: LayerCosts, op: Attention, weight: float, ctx: _Context)
     shards = ctx.shards
     heads = np.maximum(op.num_heads / shards.tp, 1.0)
     kv_heads = np.maximum(op.num_kv_heads / shards.tp, 1.0)
+    batch = shards.micro_batch.astype(np.float64)
     length = np.full(len(shards), float(ctx.seq_len))
-    shape = {
-        "batch": shards.micro_batch.astype(np.float64),
-        "q_len": length,
-        "kv_len": length,
-        "heads": heads,
-        "kv_heads": kv_heads,
-        "head_dim": op.head_dim,
-        "value_dim": op.value_dim,
-        "causal": op.causal,
-        "window": op.window,
-    }
-    out.attn_fwd_s += weight * ctx.kernels.attention_s(**shape, dtype="bf16") / shards.cp
-    out.attn_bwd_s += weight * ctx.kernels.attention_backward_s(**shape, dtype="bf16") / shards.cp
-    plain = {name: shape[name] for name in ("batch", "q_len", "kv_len", "heads", "head_dim")}
-    out.unfused_fwd_s += weight * ctx.kernels.unfused_attention_s(**plain) / shards.cp
-    out.unfused_bwd_s += weight * ctx.kernels.unfused_attention_s(**plain, backward=True) / shards.cp
+    keys = length if op.sparse_keys is None else np.minimum(length, float(op.sparse_keys))
+    for backward, total in ((False, out.attn_fwd_s), (True, out.attn_bwd_s)):
+        kernel = ctx.kernels.attention_backward_s if backward else ctx.kernels.attention_s
+        seconds = kernel(
+            batch=batch,
+            q_len=length,
+            kv_len=keys,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=op.head_dim,
+            value_dim=op.value_dim,
+            causal=op.causal and op.sparse_keys is None,
+            window=op.window,
+        )
+        total += weight * seconds / shards.cp
+    for backward, total in ((False, out.unfused_fwd_s), (True, out.unfused_bwd_s)):
+        seconds = ctx.kernels.unfused_attention_s(
+            batch=batch, q_len=length, kv_len=length, heads=heads, head_dim=op.head_dim, backward=backward
+        )
+        total += weight * seconds / shards.cp
     kv_bytes = shards.micro_batch * length * kv_heads * (op.head_dim + op.value_dim) * _ELEMENT_BYTES
     out.cp_s += weight * collective_s(Collective.ALL_GATHER, kv_bytes, shards.tp, shards.cp, ctx.levels)
     out.num_ops += weight
@@ -287,8 +295,10 @@ def _add_operator(out: LayerCosts, op: Operator, weight: float, ctx: _Context) -
 def _add_reductions(out: LayerCosts, block: Block, hidden: int, weight: float, ctx: _Context) -> None:
     """Add the tensor-parallel collectives of one layer, forward and backward.
 
-    Without sequence parallelism each row-split output is all-reduced (and each column-split input's gradient);
-    with it the same bytes move as a reduce-scatter and an all-gather, and the gathered input of the column-split
+    Without sequence parallelism each row-split output is all-reduced (and each column-split input's
+    gradient);
+    with it the same bytes move as a reduce-scatter and an all-gather, and the gathered input of the
+    column-split
     matmul is gathered once more in backward (Korthikanti et al., arXiv 2205.05198, section 4.2.2).
     """
     shards = ctx.shards

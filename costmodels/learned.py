@@ -1,6 +1,7 @@
 """Learned corrections of the step model: trees on the logarithm of measured over analytic time, per stack.
 
-A correction ships only for a stack whose held-out error it lowers, applies only inside the range it was fitted on,
+A correction ships only for a stack whose held-out error it lowers, applies only inside the range it was
+fitted on,
 and is stored as plain arrays. Outside that range the analytic prediction stands.
 """
 
@@ -46,7 +47,8 @@ _SCALES = (
     "seq_len",
 )
 FEATURES = (*_SHARES, *_DEGREES, *_SCALES, *_SWITCHES)
-"""Names of the columns that a correction reads, in order: shares of the analytic step, logarithms of degrees and of
+"""Names of the columns that a correction reads, in order: shares of the analytic step, logarithms of
+degrees and of
 what one layer costs, switches."""
 _BOXED = ("tp", "pp", "dp", "micro_batch", "cp", "hidden", "seq_len")
 """Columns whose fitted range bounds where a correction applies."""
@@ -64,14 +66,16 @@ class Correction:
     """Standard deviation of ln(measured / corrected) on held-out groups."""
 
     def log_ratio(self, features: Floats) -> Floats:
-        """Return ln(measured / analytic) as learned, zero outside the fitted box. features: (rows, features)"""
+        """Return ln(measured / analytic) as learned, zero outside the fitted box. features: (rows,
+        features)
+        """
         return np.where(self.covers(features), self.trees.predict(features), 0.0)
 
     def covers(self, features: Floats) -> npt.NDArray[np.bool_]:
         """Return which rows lie inside the fitted box."""
         boxed = features[:, [FEATURES.index(n) for n in _BOXED]]
-        inside: npt.NDArray[np.bool_] = ((boxed >= self.low - 1e-6) & (boxed <= self.high + 1e-6)).all(axis=1)
-        return inside
+        within = (boxed >= self.low - 1e-6) & (boxed <= self.high + 1e-6)
+        return np.asarray(np.all(within, axis=1), dtype=np.bool_)
 
 
 def box_of(features: Floats) -> tuple[Floats, Floats]:

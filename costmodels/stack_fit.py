@@ -1,7 +1,9 @@
 """Fit software stacks to measured runs: few coefficients each, shrunk towards what all stacks share.
 
-Log residuals under a robust loss, plus a Gaussian prior on the logarithm of every coefficient. A first pass fits
-each stack alone; the second pulls coefficients towards the mean of the stack's family and factors per device and
+Log residuals under a robust loss, plus a Gaussian prior on the logarithm of every coefficient. A first pass
+fits
+each stack alone; the second pulls coefficients towards the mean of the stack's family and factors per
+device and
 number format towards their mean over all stacks, so a stack with few runs borrows from the rest.
 """
 
@@ -49,7 +51,8 @@ _BOUNDS = {
     "experts": (0.7, 4.0),
     "ep_comm": (0.2, 4.0),
 }
-"""What is physically sensible: no stack beats isolated kernels and collectives by much; hiding is another coefficient."""
+"""What is physically sensible: no stack beats isolated kernels and collectives by much; hiding is another
+coefficient."""
 _ADJUST_SIGMA = 0.15
 _UNMEASURED_ADJUST_SIGMA = 0.4
 """For devices whose kernels were not measured, so their matmul time is less certain."""
@@ -139,7 +142,9 @@ def _fit_one(base: Stack, samples: StackSamples, rows: Index, prior: _Prior) -> 
 def _pooled(
     fitted: Mapping[str, Stack], bases: Mapping[str, Stack], counts: Mapping[str, int]
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
-    """Return mean coefficients by family and mean device factors over all stacks (geometric, by run count)."""
+    """Return mean coefficients by family and mean device factors over all stacks (geometric, by run
+    count).
+    """
     groups: dict[str, list[Stack]] = {}
     for stack in fitted.values():
         groups.setdefault(family(stack.name), []).append(stack)

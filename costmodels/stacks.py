@@ -52,10 +52,12 @@ class Stack:
     fused_loss: bool = False
     """Cross entropy without fp32 copies of the logits."""
     logit_bytes: float = 6.0
-    """Per logit at the peak of an unfused loss: 6 is 16 bits and fp32 worked on in place (Megatron), 10 is one
+    """Per logit at the peak of an unfused loss: 6 is 16 bits and fp32 worked on in place (Megatron), 10 is
+    one
     fp32 copy more."""
     score_bytes: float = 2.0
-    """Per attention score that an unfused softmax keeps, without dropout: 2 with a fused 16-bit kernel, 6 where
+    """Per attention score that an unfused softmax keeps, without dropout: 2 with a fused 16-bit kernel, 6
+    where
     the softmax runs in fp32 and is cast back."""
     fused_activation: bool = True
     """A gated activation keeps its input only, not the activated gate."""

@@ -76,7 +76,7 @@ class StepInputs:
         }
         return cls(layer=LayerCosts(**layer), **own)
 
-    def take(self, rows: Index | npt.NDArray[np.bool_]) -> Self:
+    def take(self, rows: Index | npt.NDArray[np.bool_] | slice) -> Self:
         """Return the chosen rows."""
         own = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "layer"}
         layer = {f.name: getattr(self.layer, f.name)[rows] for f in fields(LayerCosts)}

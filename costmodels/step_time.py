@@ -21,7 +21,8 @@ Floats = npt.NDArray[np.float64]
 _JOIN_POWER = 6.0
 """Sharpness of the joint between device-bound and host-bound layers (assumed)."""
 _UNFUSED_NORM_PASSES = 8.0
-"""Traffic of an RMS norm written with tensor operations in fp32 over that of one fused kernel: widen, square, mean,
+"""Traffic of an RMS norm written with tensor operations in fp32 over that of one fused kernel: widen,
+square, mean,
 scale, narrow and weight are passes of their own (counted in bytes, about 36 against 4 per element)."""
 _OVERLAPPED_SEND_FRAC = 0.3
 """Part of a stage-to-stage send that stays visible when the schedule overlaps it (assumed)."""

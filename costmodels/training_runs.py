@@ -195,7 +195,9 @@ def _recompute(text: str) -> Recompute:
 
 
 def _micro_batch(row: RunRow, replicas: int, pp: int) -> int:
-    """Return the micro-batch; where blank, 1 under a pipeline and otherwise all of a replica's batch up to 8."""
+    """Return the micro-batch; where blank, 1 under a pipeline and otherwise all of a replica's batch up to
+    8.
+    """
     given = row.optional("mbs")
     if given:
         return int(given)
