@@ -1,7 +1,7 @@
 """What a training strategy costs: parts of a step in seconds and of memory in bytes, one row per strategy."""
 
-from dataclasses import dataclass, fields
-from typing import Self
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -141,5 +141,5 @@ class CostTable:
     def take(self, rows: Rows) -> Self:
         """Return the chosen rows."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        cut = {n: v[rows] if isinstance(v, np.ndarray) else v for n, v in values.items()}
-        return type(self)(**(cut | {"memory": self.memory.take(rows)}))
+        cut: dict[str, Any] = {n: v[rows] for n, v in values.items() if isinstance(v, np.ndarray)}
+        return replace(self, **cut, memory=self.memory.take(rows))
