@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 from costmodels.graph import ModelGraph
 from costmodels.graph_import.parts import LatentAttention
 from costmodels.graph_import.transformer import transformer_graph
 from costmodels.job import TrainingJob
+from costmodels.memory import StageDetails
+from costmodels.memory_coefficients import golden_coefficients
+from costmodels.memory_run_names import Switches, known_dimensions, refuse_unknown_parts, switches_of
 from costmodels.run_table import RunRow, RunTable
 from costmodels.stacks import Stack, find_stack
 from costmodels.strategy import Recompute, Strategy
@@ -19,6 +23,9 @@ NEEDED_COLUMNS = ("path", "layers", "hidden", "heads", "seq", "tp", "pp", "mbs")
 _VOCAB = 50257
 """GPT-2 vocabulary, the tokenizer that Megatron's own tests use where none is named."""
 _VOCAB_MULTIPLE = 128
+_RELEASE_DEVICES = 64
+_GROUPED_STREAMS = 4
+"""Workspaces of Transformer Engine's grouped matmuls, one per stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +37,8 @@ class MemoryRun:
     job: TrainingJob
     strategy: Strategy
     stack: Stack
+    details: StageDetails
+    workspace_bytes: float
     allocated_bytes: float | None
     peak_bytes: float | None
     row: dict[str, str]
@@ -44,38 +53,74 @@ def _graph(**dims: object) -> ModelGraph:
     return transformer_graph(**dims)
 
 
-def _model(row: RunRow) -> ModelGraph:
-    hidden, tp = row.whole("hidden"), row.whole("tp")
+def _ffn(row: RunRow, hidden: int, gated: bool) -> int:
+    """Return the feed-forward width; blank is Megatron's default (gated: 8/3 h in multiples of 64)."""
+    given = row.optional("ffn")
+    if given is not None:
+        return int(given)
+    return hidden * 8 // 3 // 64 * 64 if gated else 4 * hidden
+
+
+def _vocabulary(row: RunRow, tp: int, known: dict[str, Any]) -> int:
     multiple = _VOCAB_MULTIPLE * tp
-    vocab = -(-row.whole("vocab", _VOCAB) // multiple) * multiple
+    return -(-row.whole("vocab", known.get("vocab", _VOCAB)) // multiple) * multiple
+
+
+def _expert_dimensions(row: RunRow, ffn: int, path: str) -> dict[str, Any]:
     experts = int(row.optional("num_experts") or 0)
-    gated = _true(row, "swiglu")
-    ffn = row.whole("ffn", 4 * hidden)
-    dims: dict[str, object] = {
+    if not experts:
+        return {}
+    deepseek = "deepseek" in path
+    return {
+        "num_experts": experts,
+        "top_k": row.whole("topk", 2),
+        "expert_ffn_hidden": row.whole("moe_ffn", ffn),
+        "num_shared_experts": 1 if deepseek else 0,
+        "first_dense_layers": 3 if "deepseekv3" in path else 0,
+    }
+
+
+def _model(row: RunRow, switches: Switches) -> ModelGraph:
+    path, hidden = row.text("path"), row.whole("hidden")
+    known = known_dimensions(path)
+    gated = _true(row, "swiglu") or bool(known.get("gated")) or "swiglu" in path
+    ffn = _ffn(row, hidden, gated)
+    bert = "/bert" in path
+    positions = not (switches.rotary or _true(row, "mla"))
+    dims: dict[str, Any] = {
         "name": f"megatron-h{hidden}-L{row.whole('layers')}",
         "hidden": hidden,
         "ffn_hidden": ffn,
         "num_layers": row.whole("layers"),
         "num_heads": row.whole("heads"),
         "num_kv_heads": row.whole("kv_groups", row.whole("heads")),
-        "vocab": vocab,
-        "max_seq_len": row.whole("seq"),
+        "vocab": _vocabulary(row, row.whole("tp"), known),
+        "max_seq_len": row.whole("seq", known.get("seq")),
         "gated": gated,
-        "tied": not _true(row, "untie"),
-        "learned_positions": True,
-        "dropout": True,
+        "bias": switches.bias and not known,
+        "tied": not _true(row, "untie") and known.get("tied", True),
+        "learned_positions": positions and (bert or not known),
+        "dropout": bert or not known,
+        "causal": not bert,
+        "qk_norm": "head" if switches.qk_norm else None,
+        **_expert_dimensions(row, ffn, path),
     }
-    if experts:
-        dims |= {
-            "num_experts": experts,
-            "top_k": row.whole("topk", 2),
-            "expert_ffn_hidden": row.whole("moe_ffn", ffn),
-        }
+    if bert:
+        dims["bias"] = True
     if _true(row, "mla"):
-        dims["mla"] = LatentAttention(
-            kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128
-        )
+        dims["mla"] = _latent("deepseekv3" in path)
     return _graph(**dims)
+
+
+def _latent(large: bool) -> LatentAttention:
+    """Return Megatron's default ranks of latent attention; DeepSeek-V3's (arXiv 2412.19437) compress queries."""
+    return LatentAttention(
+        kv_lora_rank=512,
+        q_lora_rank=1536 if large else None,
+        qk_nope_head_dim=128,
+        qk_rope_head_dim=64,
+        v_head_dim=128,
+    )
 
 
 def _virtual_stages(row: RunRow, layers: int, pp: int) -> int:
@@ -85,19 +130,38 @@ def _virtual_stages(row: RunRow, layers: int, pp: int) -> int:
     return max(int(layers / pp / per_chunk), 1) if per_chunk else 1
 
 
-def _strategy(row: RunRow) -> Strategy:
-    tp, pp, cp = row.whole("tp"), row.whole("pp"), row.whole("cp", 1)
-    world = row.whole("nodes", 1) * row.whole("gpus_per_node", 8)
-    world = max(world, tp * pp * cp)
-    if world % (tp * pp * cp):
-        message = f"tp*pp*cp = {tp * pp * cp} does not divide the {world} devices"
+def _num_devices(row: RunRow, degrees: int) -> int:
+    """Return the devices of a run: as stated; for a release test that is silent the documented default."""
+    nodes = row.optional("nodes")
+    if nodes is None and "release" in row.text("path"):
+        world = _RELEASE_DEVICES
+    else:
+        world = row.whole("nodes", 1) * row.whole("gpus_per_node", 8)
+    ep, etp = row.whole("ep", 1), row.whole("etp", row.whole("tp"))
+    tp, pp = row.whole("tp"), row.whole("pp")
+    world = max(world, degrees, ep * etp * pp)
+    batch = row.optional("gbs")
+    replicas = world // degrees
+    if batch and nodes is None:
+        replicas = min(replicas, max(int(batch) // row.whole("mbs"), 1))
+    if batch and replicas * row.whole("mbs") > batch:
+        replicas = max(int(batch) // row.whole("mbs"), 1)
+    if tp * pp * row.whole("cp", 1) != degrees or world % degrees:
+        message = f"tp*pp*cp = {degrees} does not divide the {world} devices"
         raise InputError(message)
+    return replicas * degrees
+
+
+def _strategy(row: RunRow, switches: Switches) -> Strategy:
+    tp, pp, cp = row.whole("tp"), row.whole("pp"), row.whole("cp", 1)
+    replicas = _num_devices(row, tp * pp * cp) // (tp * pp * cp)
     recompute = {"full": Recompute.FULL, "selective": Recompute.SELECTIVE}
+    instances = switches.optimizer_instances
     return Strategy(
         tp=tp,
         pp=pp,
         cp=cp,
-        dp=world // (tp * pp * cp),
+        dp=replicas,
         ep=row.whole("ep", 1),
         etp=row.whole("etp", tp),
         vpp=_virtual_stages(row, row.whole("layers"), pp),
@@ -105,26 +169,50 @@ def _strategy(row: RunRow) -> Strategy:
         sequence_parallel=_true(row, "sp") and tp > 1,
         recompute=recompute.get(row.text("recompute"), Recompute.NONE),
         zero=3 if _true(row, "fsdp") else 1 if _true(row, "dist_opt") else 0,
+        shard_group=max(replicas * cp // instances, 1) if instances > 1 else 0,
     )
 
 
-def _flash(row: RunRow) -> bool:
-    """Whether attention keeps no scores; where blank, local layers and old LTS containers kept them."""
-    attention = row.text("attn")
-    if attention:
-        return attention not in ("unfused", "local")
-    if row.text("impl") == "local":
-        return False
-    old_container = "lts" in row.text("path") and "dracooci" in row.text("path")
-    return not old_container
+def _details(row: RunRow, strategy: Strategy, switches: Switches) -> StageDetails:
+    layers, pp = row.whole("layers"), strategy.pp
+    ends = 2 if switches.ends_are_layers else 0
+    return StageDetails(
+        layers=(layers + ends) / pp if ends else None,
+        missing_layers=float(switches.uneven or switches.ends_are_layers) - switches.predicted_ahead,
+        extra_heads=switches.predicted_ahead,
+        micro_batch_group=pp + 1 if switches.long_groups else None,
+        deferred_logits=switches.deferred_logits,
+    )
+
+
+def _workspace_bytes(row: RunRow, switches: Switches) -> float:
+    """Return the constant buffers of a run: matmul workspaces by device generation, and what else stays."""
+    hopper = not row.text("platform").endswith("a100")
+    transformer_engine = row.text("impl") != "local"
+    engine = (32.0 if hopper else 4.0) * 2**20
+    c = golden_coefficients()
+    grouped = _GROUPED_STREAMS * engine if switches.grouped_experts else 0.0
+    deterministic = c.deterministic_bytes if _true(row, "deterministic") else 0.0
+    pipeline = c.pipeline_bytes if row.whole("pp") > 1 else 0.0
+    return c.base_bytes + deterministic + pipeline + (engine if transformer_engine else 0.0) + grouped
+
+
+def _stack(switches: Switches) -> Stack:
+    logits = 10.0 if switches.fused_loss_copies else 6.0
+    return replace(
+        find_stack("megatron-core"),
+        flash=switches.flash,
+        score_bytes=switches.score_bytes,
+        logit_bytes=logits,
+    )
 
 
 def _run(row: RunRow) -> MemoryRun:
-    strategy = _strategy(row)
-    fused_loss = "cross_entropy_loss_fusion" in row.text("path")
-    stack = replace(find_stack("megatron-core"), flash=_flash(row), fused_loss=fused_loss)
+    refuse_unknown_parts(row.text("path"))
+    switches = switches_of(row)
+    strategy = _strategy(row, switches)
     job = TrainingJob(
-        model=_model(row),
+        model=_model(row, switches),
         seq_len=row.whole("seq"),
         global_batch=max(
             row.whole("gbs", strategy.micro_batch * strategy.dp), strategy.micro_batch * strategy.dp
@@ -137,7 +225,9 @@ def _run(row: RunRow) -> MemoryRun:
         platform=row.text("platform"),
         job=job,
         strategy=strategy,
-        stack=stack,
+        stack=_stack(switches),
+        details=_details(row, strategy, switches),
+        workspace_bytes=_workspace_bytes(row, switches),
         allocated_bytes=row.optional("mem_alloc_bytes"),
         peak_bytes=row.optional("mem_max_alloc_bytes"),
         row=row.values,

@@ -1,0 +1,119 @@
+"""What the name of a Megatron test says where its row is silent: switches, old containers, known models.
+
+Megatron-LM's functional tests put their switches into the test's name; the table of their memory figures keeps
+that name as `path`. Only such names, and columns, are read here, never a measured value.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from costmodels.run_table import RunRow
+from hardware.errors import InputError
+
+__all__ = ["Switches", "known_dimensions", "refuse_unknown_parts", "switches_of"]
+
+_HELD_BESIDES = (
+    (r"grpo", "an inference engine and its key-value cache live beside the training state"),
+    (r"llava|mimo|vlm", "a vision tower and its images are not in the row"),
+    (r"hybrid|nemotron3|mamba", "the pattern of state-space and attention layers is not in the row"),
+    (r"distill", "the teacher of the distillation is not in the row"),
+)
+_GROUPED = r"groupedGEMM|ddp_average_in_collective|gpt3_moe_|release|ep4_etp1|fsdp|z3"
+"""Tests whose experts run as one grouped matmul."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Switches:
+    """What a test's name adds to its row."""
+
+    flash: bool
+    """Attention keeps no scores."""
+    score_bytes: float
+    fused_loss_copies: bool
+    """The fused cross entropy of Megatron keeps logits, exponentials and an fp32 copy."""
+    uneven: bool
+    """First and last stage have one layer fewer than an even split."""
+    ends_are_layers: bool
+    """Embedding and loss count as one layer each in the split."""
+    long_groups: bool
+    """Interleaving with groups of one micro-batch more than stages (tunable overlap)."""
+    predicted_ahead: int
+    """Layers and heads that predict further tokens (DeepSeek-V3 has one); they follow the last layer."""
+    deferred_logits: int
+    """Micro-batches whose head gradient waits."""
+    optimizer_instances: int
+    """Copies of the sharded optimizer."""
+    plain_muon: bool
+    """Muon: one moment per weight."""
+    grouped_experts: bool
+    qk_norm: bool
+    bias: bool
+    rotary: bool
+
+
+def refuse_unknown_parts(path: str) -> None:
+    """Raise where the name says that the run held what its row cannot tell.
+
+    Raises
+    ------
+    InputError
+        with what is missing.
+    """
+    for pattern, why in _HELD_BESIDES:
+        if re.search(pattern, path):
+            raise InputError(why)
+
+
+def _flash(row: RunRow, path: str) -> bool:
+    """Whether attention keeps no scores.
+
+    Where the row is blank: local layers and recordings in containers of old long-term-support releases kept
+    them; the tests that load a checkpoint of another layout never did.
+    """
+    attention = row.text("attn")
+    if attention:
+        return attention in ("flash", "fused")
+    if row.text("impl") == "local":
+        return False
+    old = re.search(r"lts_dgxa100_dracooci|lts_dgx_a100$", path) is not None
+    blank = row.optional("nodes") is None
+    early = old and ("dracooci" in path or blank)
+    return not early or re.search(r"reshard|release", path) is not None
+
+
+def switches_of(row: RunRow) -> Switches:
+    """Return what the row's `path` says about the run."""
+    path = row.text("path").removesuffix(".json")
+    experts = bool(row.optional("num_experts"))
+    return Switches(
+        flash=_flash(row, path),
+        score_bytes=2.0,
+        fused_loss_copies="cross_entropy_loss_fusion" in path,
+        uneven="uneven_pipeline" in path,
+        ends_are_layers="account_for_embedding_loss" in path,
+        long_groups="tunable_overlap" in path,
+        predicted_ahead=int(re.search(r"deepseekv3|_mtp_", path) is not None),
+        deferred_logits=2 if "defer_embedding_wgrad" in path else 0,
+        optimizer_instances=2 if "multi_dist_optimizer_instances" in path else 1,
+        plain_muon="muon" in path,
+        grouped_experts=experts and re.search(_GROUPED, path) is not None,
+        qk_norm="qk_layernorm" in path,
+        bias="disable_bias_linear" not in path,
+        rotary="rope" in path,
+    )
+
+
+def known_dimensions(path: str) -> dict[str, Any]:
+    """Return dimensions of published models that a release test trains and its row leaves blank."""
+    if "15b_8t" in path:
+        return {"vocab": 256_000, "tied": False}
+    if "mixtral_8x" in path:
+        return {"vocab": 32_000, "tied": False, "gated": True, "kv_heads": 8}
+    if "bert" in path:
+        return {"vocab": 30_522}
+    if "deepseekv3" in path:
+        return {"vocab": 129_280, "tied": False, "gated": True}
+    if "deepseek" in path:
+        return {"tied": False, "gated": True}
+    return {}
