@@ -4,17 +4,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
+import numpy.typing as npt
 
 from costmodels.stacks import find_stack
 from costmodels.strategy import ConfigTable, Recompute, Strategy
 from costmodels.training import evaluate
 from hardware.errors import InputError
 from planner.compare import Comparison, compare_plans, value_words
+from planner.fit import memory_of
 from planner.plan import PlanFile, TrainingPlan
 from planner.request import TrainRequest, allowed_values, resolve
+from planner.search import Tally, batches, feasible
 from planner.space import training_space
 
 __all__ = ["Explanation", "Margin", "decision_margins", "explain_training", "request_of"]
+
+Floats = npt.NDArray[np.float64]
 
 _DECISIONS = ("tp", "cp", "pp", "ep", "etp", "vpp", "micro_batch", "sequence_parallel", "recompute", "zero")
 
@@ -68,7 +73,7 @@ def explain_training(file: PlanFile[TrainingPlan]) -> Explanation:
         time_shares_frac=_shares(best.predicted.time_parts_s),
         memory_shares_frac=_shares(best.predicted.memory_parts_bytes),
         runner_up=compare_plans(best, file.plans[1]) if len(file.plans) > 1 else None,
-        margins=decision_margins(request_of(file), best.strategy),
+        margins=decision_margins(request_of(file), best),
         assumptions=tuple(file.diagnostics),
     )
 
@@ -78,24 +83,11 @@ def _shares(parts: Mapping[str, float]) -> dict[str, float]:
     return {name: value / total for name, value in sorted(parts.items(), key=lambda p: (-p[1], p[0]))}
 
 
-def decision_margins(request: TrainRequest, best: Strategy) -> tuple[Margin, ...]:
+def decision_margins(request: TrainRequest, best: TrainingPlan) -> tuple[Margin, ...]:
     """Return, for every other value of every decision, the best step of all strategies that have it."""
-    job, cluster = resolve(request)
-    space = training_space(
-        job,
-        world=cluster.num_devices,
-        levels=cluster.levels,
-        flash_attention=find_stack(job.stack).flash,
-        allow=allowed_values(request),
-    )
-    least: dict[tuple[str, int], float] = {}
-    for configs in space.chunks():
-        costs = evaluate(job, cluster, configs)
-        step_s = np.where(costs.fits_probability >= request.min_fits_probability, costs.step_s, np.inf)
-        for name in _DECISIONS:
-            _lower(least, name, configs, step_s)
-    columns = {f.name: getattr(best, f.name) for f in fields(Strategy)}
-    fastest = min(least.values(), default=np.inf)
+    least = _least_steps(request)
+    columns = {f.name: getattr(best.strategy, f.name) for f in fields(Strategy)}
+    fastest = best.predicted.step_s
     return tuple(
         Margin(
             decision=name,
@@ -109,21 +101,39 @@ def decision_margins(request: TrainRequest, best: Strategy) -> tuple[Margin, ...
     )
 
 
+def _least_steps(request: TrainRequest) -> dict[tuple[str, int], float]:
+    """Return the best step that fits by (decision, value); infinite where nothing with the value fits."""
+    job, cluster = resolve(request)
+    space = training_space(
+        job,
+        world=cluster.num_devices,
+        levels=cluster.levels,
+        flash_attention=find_stack(job.stack).flash,
+        allow=allowed_values(request),
+    )
+    least = {
+        (name, value): np.inf
+        for name in _DECISIONS
+        if name in space.prefix
+        for value in np.unique(space.prefix[name]).tolist()
+    }
+    memory = memory_of(job, cluster)
+    for configs in batches(feasible(space, memory, request.min_fits_probability, Tally())):
+        step_s = evaluate(job, cluster, configs).step_s
+        for name in _DECISIONS:
+            _lower(least, name, configs, step_s)
+    return least
+
+
 def _typed(name: str, value: int, like: object) -> object:
     if name == "recompute":
         return Recompute(value)
     return bool(value) if isinstance(like, bool) else value
 
 
-def _lower(
-    least: dict[tuple[str, int], float],
-    name: str,
-    configs: ConfigTable,
-    step_s: np.ndarray[tuple[int], np.dtype[np.float64]],
-) -> None:
+def _lower(least: dict[tuple[str, int], float], name: str, configs: ConfigTable, step_s: Floats) -> None:
     values, inverse = np.unique(getattr(configs, name), return_inverse=True)
     lowest = np.full(len(values), np.inf)
     np.minimum.at(lowest, inverse, step_s)
     for value, time_s in zip(values.tolist(), lowest.tolist(), strict=True):
-        key = (name, int(value))
-        least[key] = min(least.get(key, np.inf), time_s)
+        least[name, value] = min(least.get((name, value), np.inf), time_s)

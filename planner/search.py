@@ -12,7 +12,7 @@ from costmodels.strategy import ConfigTable, Recompute, Strategy
 from planner.space import TrainingSpace
 from solvers.pareto import pareto_front
 
-__all__ = ["Fit", "Found", "Nearest", "join", "search_space"]
+__all__ = ["Fit", "Found", "Nearest", "Tally", "batches", "feasible", "join", "search_space"]
 
 Floats = npt.NDArray[np.float64]
 Index = npt.NDArray[np.intp]
@@ -56,7 +56,7 @@ Memory = Callable[[ConfigTable], Fit]
 
 
 @dataclass(slots=True, kw_only=True)
-class _Tally:
+class Tally:
     """What was counted on the way."""
 
     num_configs: int = 0
@@ -146,7 +146,7 @@ def _nearer(nearest: Nearest | None, configs: ConfigTable, fit: Fit) -> Nearest:
     return min(nearest, found, key=lambda n: (-n.fits_probability, n.peak_memory_bytes))
 
 
-def _feasible(space: TrainingSpace, memory: Memory, least: float, tally: _Tally) -> Iterator[ConfigTable]:
+def feasible(space: TrainingSpace, memory: Memory, least: float, tally: Tally) -> Iterator[ConfigTable]:
     """Yield the strategies that fit, the fewest recomputed layers included; memory is all that is costed."""
     free = not {"recompute", "recompute_layers"} & set(space.allow)
     for configs in space.chunks():
@@ -167,7 +167,7 @@ def _feasible(space: TrainingSpace, memory: Memory, least: float, tally: _Tally)
                 yield partial
 
 
-def _batches(tables: Iterator[ConfigTable]) -> Iterator[ConfigTable]:
+def batches(tables: Iterator[ConfigTable]) -> Iterator[ConfigTable]:
     """Yield the same rows in fewer, larger tables: costs are computed once per distinct shape of a table."""
     waiting: list[ConfigTable] = []
     for table in tables:
@@ -189,8 +189,8 @@ def search_space(
     fewest layers to recompute are found as well.
     """
     start = perf_counter()
-    pool, tally = _Pool(top=top), _Tally()
-    for configs in _batches(_feasible(space, memory, min_probability, tally)):
+    pool, tally = _Pool(top=top), Tally()
+    for configs in batches(feasible(space, memory, min_probability, tally)):
         costs = evaluate(configs)
         pool.add(configs, costs.step_s, costs.peak_memory_bytes)
     found = pool.configs if pool.configs is not None else ConfigTable.from_strategies([])
