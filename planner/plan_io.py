@@ -122,8 +122,7 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFile[Any]:
     kind = document.get("kind")
     if kind not in PLAN_TYPES:
         raise SpecError(str(path), [f"kind: {kind!r} is none of {', '.join(PLAN_TYPES)}"])
-    plan: PlanFile[Any] = validate(plan_type(kind), document, str(path))
-    return plan
+    return _validated(document, plan_type(kind), str(path))
 
 
 def plan_type(kind: str) -> Any:
@@ -144,3 +143,15 @@ def _load(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise SpecError(str(path), ["a plan file holds one JSON object"])
     return document
+
+
+def _validated(document: dict[str, Any], kind: Any, where: str) -> PlanFile[Any]:
+    known = [f.name for f in fields(PlanFile)]
+    problems = [f"{key}: unexpected key (known: {', '.join(known)})" for key in document if key not in known]
+    try:
+        plan: PlanFile[Any] = validate(kind, {k: v for k, v in document.items() if k in known}, where)
+    except SpecError as error:
+        raise SpecError(where, [*problems, *error.problems]) from None
+    if problems:
+        raise SpecError(where, problems)
+    return plan

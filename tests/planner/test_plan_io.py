@@ -104,6 +104,7 @@ def test_every_wrong_key_is_named(tmp_path: Path) -> None:
     document["plans"][0]["strategy"]["recompute"] = "some"
     document["plans"][0]["predicted"]["step_s"] = "long"
     document["search"]["num_confs"] = 1
+    document["plan"] = []
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(SpecError) as error:
@@ -113,6 +114,7 @@ def test_every_wrong_key_is_named(tmp_path: Path) -> None:
         "recompute: 'some' is none of none, selective, full",
         "plans.0.predicted.step_s",
         "num_confs",
+        "plan: unexpected key (known: schema_version",
     ):
         assert words in text
 
