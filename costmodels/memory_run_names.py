@@ -29,7 +29,6 @@ class Switches:
 
     flash: bool
     """Attention keeps no scores."""
-    score_bytes: float
     fused_loss_copies: bool
     """The fused cross entropy of Megatron keeps logits, exponentials and an fp32 copy."""
     uneven: bool
@@ -44,12 +43,11 @@ class Switches:
     """Micro-batches whose head gradient waits."""
     optimizer_instances: int
     """Copies of the sharded optimizer."""
-    plain_muon: bool
-    """Muon: one moment per weight."""
     grouped_experts: bool
     qk_norm: bool
     bias: bool
     rotary: bool
+    dropout: bool
 
 
 def refuse_unknown_parts(path: str) -> None:
@@ -88,7 +86,6 @@ def switches_of(row: RunRow) -> Switches:
     experts = bool(row.optional("num_experts"))
     return Switches(
         flash=_flash(row, path),
-        score_bytes=2.0,
         fused_loss_copies="cross_entropy_loss_fusion" in path,
         uneven="uneven_pipeline" in path,
         ends_are_layers="account_for_embedding_loss" in path,
@@ -96,11 +93,11 @@ def switches_of(row: RunRow) -> Switches:
         predicted_ahead=int(re.search(r"deepseekv3|_mtp_", path) is not None),
         deferred_logits=2 if "defer_embedding_wgrad" in path else 0,
         optimizer_instances=2 if "multi_dist_optimizer_instances" in path else 1,
-        plain_muon="muon" in path,
         grouped_experts=experts and re.search(_GROUPED, path) is not None,
         qk_norm="qk_layernorm" in path,
         bias="disable_bias_linear" not in path,
         rotary="rope" in path,
+        dropout="ep4_etp1" not in path,
     )
 
 

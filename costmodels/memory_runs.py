@@ -43,6 +43,12 @@ class MemoryRun:
     peak_bytes: float | None
     row: dict[str, str]
 
+    @property
+    def family(self) -> str:
+        """Folder of the test: gpt, moe, bert ...; empty where the path has none."""
+        parts = self.path.split("/")
+        return parts[-3] if len(parts) > 2 else ""
+
 
 def _true(row: RunRow, column: str) -> bool:
     return row.text(column).lower() in ("true", "1", "yes")
@@ -100,7 +106,7 @@ def _model(row: RunRow, switches: Switches) -> ModelGraph:
         "bias": switches.bias and not known,
         "tied": not _true(row, "untie") and known.get("tied", True),
         "learned_positions": positions and (bert or not known),
-        "dropout": bert or not known,
+        "dropout": bert or (switches.dropout and not known),
         "causal": not bert,
         "qk_norm": "head" if switches.qk_norm else None,
         **_expert_dimensions(row, ffn, path),
@@ -202,7 +208,6 @@ def _stack(switches: Switches) -> Stack:
     return replace(
         find_stack("megatron-core"),
         flash=switches.flash,
-        score_bytes=switches.score_bytes,
         logit_bytes=logits,
     )
 

@@ -34,7 +34,7 @@ def backtest_memory(
 ) -> None:
     """Compare predicted peak memory with measured runs."""
     with readable_errors():
-        from costmodels.backtest_training import backtest_memory as compare
+        from costmodels.backtest_memory import backtest_memory as compare
 
         _print(compare(runs, by=by), as_json=json)
 
