@@ -27,6 +27,7 @@ __all__ = [
 
 PLAN_TYPES: dict[str, tuple[str, str]] = {
     "train": ("planner.plan", "TrainingPlan"),
+    "serve": ("planner.serving_types", "ServingPlan"),
 }
 """Module and class of one plan, by the kind of its file."""
 

@@ -1,0 +1,72 @@
+"""Serving plans for people."""
+
+from planner.cli.render import console, print_table
+from planner.plan import PlanFile
+from planner.serving_types import MixEntry, ServingPlan
+
+__all__ = ["print_serving_plans"]
+
+_SHARES_SHOWN = 1e-3
+
+
+def _seconds(value: float) -> str:
+    return f"{value * 1e3:.0f} ms" if value < 10 else f"{value:.1f} s"
+
+
+def _limit(value: int | None) -> str:
+    return "more" if value is None else str(value)
+
+
+def print_serving_plans(file: PlanFile[ServingPlan]) -> None:
+    """Print each fleet with its figures, the router's split of the best one, and what was searched."""
+    out = console()
+    request = file.request
+    out.print(f"{request['model']}, {request['workload']}, engine {request['engine']}")
+    for number, plan in enumerate(file.plans, start=1):
+        p = plan.predicted
+        out.print(
+            f"\n#{number} {plan.strategy.form}: {p.cost_usd_per_hour:.2f} USD/h, {p.num_devices} devices, "
+            f"p{request['percentile']:g} TTFT {_seconds(p.ttft_s)}, TPOT {_seconds(p.tpot_s)}, "
+            f"{p.requests_per_s:.3g} requests/s, {p.cost_usd_per_million_tokens:.3f} USD per million tokens",
+            soft_wrap=True,
+        )
+        if p.simulated is not None:
+            s = p.simulated
+            verdict = "targets hold" if s.holds else "targets do NOT hold"
+            out.print(
+                f"   replayed {s.num_requests} requests: {verdict}, TTFT {_seconds(s.ttft_s)}, "
+                f"TPOT {_seconds(s.tpot_s)}, headroom {100 * p.headroom_frac:.0f} %",
+                soft_wrap=True,
+            )
+        print_table(
+            "", ("instances", "count", "role", "devices each", "USD/h each", "load"), map(_row, plan.mix)
+        )
+        out.print(f"   {plan.reason}", soft_wrap=True)
+    best = file.plans[0]
+    rows = [
+        [
+            _limit(r.prompt_tokens_up_to),
+            _limit(r.output_tokens_up_to),
+            f"{r.rate_per_s:.3g}",
+            ", ".join(f"{n} {100 * s:.0f} %" for n, s in r.shares.items() if s > _SHARES_SHOWN),
+        ]
+        for r in best.routing
+    ]
+    if len(best.mix) > 1:
+        print_table("\nrouting of #1", ("prompt up to", "output up to", "requests/s", "goes to"), rows)
+    out.print(
+        f"\n{file.search.num_configs} engine configurations, {file.search.num_feasible} fit", soft_wrap=True
+    )
+    for note in file.diagnostics:
+        out.print(f"note: {note}", soft_wrap=True)
+
+
+def _row(m: MixEntry) -> list[str]:
+    return [
+        m.name,
+        str(m.count),
+        m.role,
+        str(m.devices_per_instance),
+        f"{m.usd_per_hour:.2f}",
+        f"{100 * m.load_frac:.0f} %",
+    ]

@@ -1,0 +1,164 @@
+"""Kinds of instances that may enter the mix: configurations and capacities, the useless ones dropped."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from costmodels.graph import ModelGraph
+from costmodels.serving_config import ServingConfig
+from costmodels.serving_engine import EngineStack
+from costmodels.serving_machine import device_machine
+from planner.plan import Excluded
+from planner.serving_capacity import (
+    Capacity,
+    bound_words,
+    grid_times,
+    joint_capacity,
+    prefill_capacity,
+    split_capacity,
+)
+from planner.serving_request import DeviceOffer, ServeRequest
+from planner.serving_space import serving_space
+from planner.serving_workload import Buckets
+
+__all__ = ["Item", "ItemSearch", "find_items"]
+
+Floats = npt.NDArray[np.float64]
+Role = Literal["both", "prefill", "decode"]
+
+_MAX_ITEMS_PER_DEVICE = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Item:
+    """One kind of instance with what it sustains per bucket."""
+
+    offer: DeviceOffer
+    config: ServingConfig
+    role: Role
+    rate_per_s: Floats
+    ttft_s: Floats
+    tpot_s: Floats
+
+    @property
+    def usd_per_hour(self) -> float:
+        """Of one instance."""
+        return self.offer.usd_per_hour * self.config.num_devices
+
+    @property
+    def name(self) -> str:
+        """Unique among the items of one plan."""
+        c = self.config
+        degrees = f"tp{c.tp}" + (f"-dp{c.dp}" if c.dp > 1 else "") + (f"-ep{c.ep}" if c.ep > 1 else "")
+        kv = "" if c.kv.label == "bf16" else f"-kv-{c.kv.label}"
+        role = "" if self.role == "both" else f"{self.role}-"
+        return f"{role}{self.offer.device.name}-{degrees}-{c.experts.label}{kv}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemSearch:
+    """Items per role and what was searched."""
+
+    items: tuple[Item, ...]
+    num_configs: int
+    num_feasible: int
+    excluded: tuple[Excluded, ...]
+    bounds: tuple[str, ...]
+    """Per device, how the lowest possible latencies stand against the targets."""
+
+
+def find_items(
+    request: ServeRequest,
+    model: ModelGraph,
+    engine: EngineStack,
+    offers: tuple[DeviceOffer, ...],
+    buckets: Buckets,
+    *,
+    arrival_cv: float,
+    prefix_hit_frac: float,
+) -> ItemSearch:
+    """Return the instances worth mixing on every device, for every role that the request's form allows."""
+    items: list[Item] = []
+    excluded: list[Excluded] = []
+    bounds: list[str] = []
+    num_configs = num_feasible = 0
+    longest = float((buckets.prompt_tokens + buckets.output_tokens).max())
+    for offer in offers:
+        machine = device_machine(offer.device, offer.levels)
+        space = serving_space(
+            model,
+            offer.device,
+            offer.levels,
+            engine,
+            formats=request.formats,
+            kv_formats=request.kv_formats,
+            max_devices=int(min(request.max_devices_per_instance, offer.max_devices)),
+            longest_request=longest,
+            draft_tokens=request.draft_tokens,
+        )
+        num_configs += space.num_configs
+        num_feasible += len(space.table)
+        excluded += [replace(e, rule=f"{offer.device.name}: {e.rule}") for e in space.excluded]
+        if len(space.table) == 0:
+            continue
+        times = grid_times(model, space.table, engine, machine, buckets)
+        steps = 1.0 + request.accepted_tokens
+        args = (model, space.table, engine, machine, buckets, request.slo)
+        found: list[tuple[Role, Capacity]] = []
+        if request.form != "split":
+            joint = joint_capacity(
+                *args,
+                times=times,
+                arrival_cv=arrival_cv,
+                prefix_hit_frac=prefix_hit_frac,
+                tokens_per_step=steps,
+            )
+            found.append(("both", joint))
+        if request.form != "joint":
+            prompts = prefill_capacity(
+                *args, times=times, arrival_cv=arrival_cv, prefix_hit_frac=prefix_hit_frac
+            )
+            found.append(("prefill", prompts))
+            found.append(("decode", split_capacity(*args, times=times, tokens_per_step=steps)))
+        for role, capacity in found:
+            usable = [
+                Item(
+                    offer=offer,
+                    config=space.table.config(row),
+                    role=role,
+                    rate_per_s=capacity.rate_per_s[row],
+                    ttft_s=capacity.ttft_s[row],
+                    tpot_s=capacity.tpot_s[row],
+                )
+                for row in range(len(space.table))
+            ]
+            items += _worth_mixing(usable)
+            if role != "prefill":
+                bounds.append(f"{offer.device.name}: {bound_words(capacity, request.slo)}")
+    return ItemSearch(
+        items=tuple(items),
+        num_configs=num_configs,
+        num_feasible=num_feasible,
+        excluded=tuple(excluded),
+        bounds=tuple(bounds),
+    )
+
+
+def _worth_mixing(items: list[Item]) -> list[Item]:
+    """Return items that no other of the same device beats in every bucket, the most often best first."""
+    alive = [item for item in items if item.rate_per_s.any()]
+    if not alive:
+        return []
+    dollars = np.array([item.usd_per_hour for item in alive])[:, None]
+    value = np.stack([item.rate_per_s for item in alive]) / dollars
+    kept = []
+    for i, item in enumerate(alive):
+        better = (value >= value[i] - 1e-15).all(axis=1) & (dollars[:, 0] <= item.usd_per_hour)
+        strictly = (value > value[i] + 1e-15).any(axis=1) | (dollars[:, 0] < item.usd_per_hour)
+        tie = better & ~strictly & (np.arange(len(alive)) < i)
+        if not (better & strictly).any() and not tie.any():
+            kept.append(i)
+    kept.sort(key=lambda i: -float(value[i].sum()))
+    return [alive[i] for i in kept[:_MAX_ITEMS_PER_DEVICE]]

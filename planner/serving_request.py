@@ -1,0 +1,179 @@
+"""What is asked of serving: model, devices, workload, latency targets, prices and limits; file or flags."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+
+from costmodels.graph import ModelGraph
+from costmodels.job import Slo
+from costmodels.models import find_model
+from costmodels.serving_engine import EngineStack, find_engine
+from hardware.catalog import find_device, find_node
+from hardware.device import Device
+from hardware.errors import OutOfDomainError, PlannerError, SpecError, UnknownNameError
+from hardware.levels import Level
+from hardware.pricing import device_price
+from hardware.schema import read_yaml, validate
+
+__all__ = ["DeviceOffer", "ServeRequest", "read_serve_request", "resolve_serving"]
+
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Format = Literal["bf16", "fp8", "fp8-block", "int8", "int4", "nvfp4", "mxfp4"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeRequest:
+    """One question: the cheapest fleet that serves this workload within these targets."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    model: str
+    """Catalogue name, or path of a Hugging Face config.json."""
+    gpus: tuple[str, ...]
+    """Devices (or node templates) that may be used."""
+    workload: str
+    """Trace CSV, histogram CSV, a named distribution (azure-conv, azure-code), or fixed:PROMPTxOUTPUT."""
+    rate_per_s: Positive | None = None
+    """Requests per second; needed where the workload has no arrivals, else the trace is scaled to it."""
+    slo_ttft_s: Positive | None = None
+    slo_tpot_s: Positive | None = None
+    slo_e2e_s: Positive | None = None
+    percentile: Annotated[float, Field(gt=0, lt=100)] = 99.0
+    """Share of requests, in percent, that must keep every target."""
+    engine: str = "vllm"
+    formats: tuple[Format, ...] = ("bf16",)
+    """Weight formats whose quality is acceptable; each is tried."""
+    kv_formats: tuple[Literal["bf16", "fp8"], ...] = ("bf16",)
+    form: Literal["auto", "joint", "split"] = "auto"
+    """Prompts and decoding on the same instances, on separate ones, or whichever is cheaper."""
+    prefix_hit_frac: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Prompt tokens found in the prefix cache."""
+    draft_tokens: Natural = 0
+    """Tokens drafted per step."""
+    accepted_tokens: Annotated[float, Field(ge=0)] = 0.0
+    """Drafted tokens accepted per step on average; needed with `draft_tokens`."""
+    usd_per_hour: Mapping[str, Positive] = field(default_factory=dict)
+    """Price of one device; the catalogue's where left out."""
+    provider: str | None = None
+    spot: bool = False
+    max_devices: Mapping[str, Natural] = field(default_factory=dict)
+    """Devices of a type that can be had."""
+    min_devices: Mapping[str, Natural] = field(default_factory=dict)
+    spare_instances: Natural = 0
+    """Instances of every kind in use that may fail (N + 1 is 1)."""
+    num_zones: Count = 1
+    """Zones over which instances are spread; above 1, one may be lost."""
+    budget_usd_per_hour: Positive | None = None
+    power_budget_w: Positive | None = None
+    max_devices_per_instance: Count = 8
+    simulate: bool = True
+    """Check the plan by simulation and add headroom until the targets hold."""
+    top: Count = 3
+    catalog: tuple[str, ...] = ()
+
+    @property
+    def slo(self) -> Slo:
+        """The latency targets."""
+        return Slo(
+            ttft_s=self.slo_ttft_s, tpot_s=self.slo_tpot_s, e2e_s=self.slo_e2e_s, percentile=self.percentile
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceOffer:
+    """One device type as it can be had."""
+
+    device: Device
+    levels: tuple[Level, ...]
+    usd_per_hour: float
+    max_devices: float = math.inf
+    min_devices: int = 0
+
+
+def read_serve_request(path: str | None, flags: Mapping[str, Any]) -> ServeRequest:
+    """Return the request of a file, overridden by the flags that were given (those not None or empty)."""
+    given = {key: value for key, value in flags.items() if value is not None and value != ()}
+    if path is None:
+        return validate(ServeRequest, given, "request")
+    return validate(ServeRequest, read_yaml(Path(path)) | given, path)
+
+
+def resolve_serving(request: ServeRequest) -> tuple[ModelGraph, EngineStack, tuple[DeviceOffer, ...]]:
+    """Return the model, engine and devices that a request names, all its problems at once.
+
+    Raises
+    ------
+    SpecError
+        naming every unknown name, missing price and contradiction.
+    """
+    problems: list[str] = []
+    model = engine = None
+    try:
+        model = find_model(request.model)
+    except PlannerError as error:
+        problems.append(f"model: {error}")
+    try:
+        engine = find_engine(request.engine)
+    except PlannerError as error:
+        problems.append(f"engine: {error}")
+    offers: list[DeviceOffer] = []
+    for name in request.gpus:
+        try:
+            offers.append(_offer(request, name))
+        except PlannerError as error:
+            problems.append(f"gpus: {error}")
+    problems += _contradictions(request, offers)
+    if problems or model is None or engine is None:
+        raise SpecError("request", problems)
+    return model, engine, tuple(offers)
+
+
+def _contradictions(request: ServeRequest, offers: list[DeviceOffer]) -> list[str]:
+    names = {offer.device.name for offer in offers}
+    problems = [
+        f"{key}.{name}: no such device among gpus ({', '.join(sorted(names))})"
+        for key in ("usd_per_hour", "max_devices", "min_devices")
+        for name in getattr(request, key)
+        if name not in names
+    ]
+    if not request.slo.targets:
+        problems.append("slo_ttft_s, slo_tpot_s, slo_e2e_s: at least one target is needed")
+    if request.draft_tokens and not 0 < request.accepted_tokens <= request.draft_tokens:
+        problems.append(
+            f"accepted_tokens: {request.accepted_tokens:g} with draft_tokens {request.draft_tokens}; "
+            "state how many are accepted per step, above 0 and at most draft_tokens"
+        )
+    if len(names) < len(offers):
+        problems.append(f"gpus: a device appears twice in {', '.join(request.gpus)}")
+    return problems
+
+
+def _offer(request: ServeRequest, name: str) -> DeviceOffer:
+    from costmodels.serving_machine import serving_machine
+
+    try:
+        device = find_device(name, catalogs=request.catalog)
+        levels = serving_machine(device).levels
+    except UnknownNameError:
+        node = find_node(name, catalogs=request.catalog)
+        device = node.device
+        levels = node.levels or serving_machine(device).levels
+    price = request.usd_per_hour.get(device.name)
+    if price is None:
+        price = device_price(device, provider=request.provider, spot=request.spot).usd_per_hour
+    if price <= 0:
+        message = f"{device.name}: a price of {price:g} USD/h is not positive"
+        raise OutOfDomainError(message)
+    return DeviceOffer(
+        device=device,
+        levels=levels,
+        usd_per_hour=price,
+        max_devices=request.max_devices.get(device.name, math.inf),
+        min_devices=request.min_devices.get(device.name, 0),
+    )

@@ -1,0 +1,172 @@
+"""Request-size buckets from a trace, a histogram, a named distribution or one fixed size."""
+
+import csv
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+
+from costmodels.job import Traffic
+from costmodels.traces import Trace, read_trace
+from hardware.errors import InputError, SpecError, UnknownNameError
+
+__all__ = ["NAMED_DISTRIBUTIONS", "Buckets", "Workload", "bucketise", "read_workload"]
+
+Floats = npt.NDArray[np.float64]
+
+NAMED_DISTRIBUTIONS: dict[str, tuple[tuple[float, float], tuple[float, float], float]] = {
+    "azure-conv": ((1020.0, 2734.0), (129.0, 424.0), 1.09),
+    "azure-code": ((1469.0, 5187.0), (13.0, 55.0), 13.2),
+}
+"""Prompt and output lengths as (median, 90th percentile), and the arrivals' coefficient of variation, of the
+Azure LLM inference traces of November 2023 (CC-BY-4.0); lengths are taken as log-normal and independent."""
+
+_PROMPT_EDGES = (0, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, math.inf)
+_OUTPUT_EDGES = (0, 32, 128, 256, 512, 1024, 2048, 4096, math.inf)
+_QUANTILES = 12
+_FIXED = re.compile(r"fixed:(\d+)x(\d+)$")
+_HISTOGRAM = ("prompt_tokens", "output_tokens", "share_frac")
+_MIN_SHARE = 1e-9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """Traffic, and the trace it comes from where there is one."""
+
+    traffic: Traffic
+    trace: Trace | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Buckets:
+    """Request sizes as columns; each stands for the sizes inside its edges."""
+
+    names: tuple[str, ...]
+    prompt_tokens: Floats
+    """Mean of the bucket."""
+    output_tokens: Floats
+    rate_per_s: Floats
+    prompt_up_to: Floats
+    """Upper edge; infinite for the last."""
+    output_up_to: Floats
+
+
+def read_workload(text: str, *, rate_per_s: float | None, percentile: float = 99.0) -> Workload:
+    """Return the workload that `text` names, at `rate_per_s` where that is given.
+
+    Raises
+    ------
+    SpecError, InputError, UnknownNameError
+        naming what is wrong and what is accepted.
+    """
+    fixed = _FIXED.match(text)
+    if fixed:
+        sizes = [(int(fixed.group(1)), int(fixed.group(2)), 1.0)]
+        return Workload(traffic=_traffic(text, sizes, rate_per_s, 1.0))
+    if text in NAMED_DISTRIBUTIONS:
+        prompt, output, cv = NAMED_DISTRIBUTIONS[text]
+        sizes = [(p, o, 1.0 / _QUANTILES**2) for p in _log_normal(*prompt) for o in _log_normal(*output)]
+        return Workload(traffic=_traffic(text, sizes, rate_per_s, cv))
+    path = Path(text)
+    if path.suffix not in {".csv", ".gz"} and not path.exists():
+        known = (*NAMED_DISTRIBUTIONS, "fixed:1024x256", "a trace or histogram CSV")
+        raise UnknownNameError("workload", text, known)
+    if path.suffix == ".csv" and path.exists() and "share_frac" in _header(path):
+        return Workload(traffic=_traffic(text, _read_histogram(path), rate_per_s, 1.0))
+    trace = read_trace(path)
+    if rate_per_s is not None:
+        trace = trace.scaled(rate_per_s)
+    if not math.isfinite(trace.rate_per_s) or trace.rate_per_s <= 0:
+        message = f"{path}: all requests arrive at once; give the rate with rate_per_s"
+        raise InputError(message)
+    return Workload(traffic=trace.traffic(), trace=trace)
+
+
+def bucketise(traffic: Traffic) -> Buckets:
+    """Return the sizes of `traffic` joined on a grid; empty buckets are left out."""
+    prompt = np.array(traffic.prompt_tokens, dtype=float)
+    output = np.array(traffic.output_tokens, dtype=float)
+    share = np.array(traffic.share_frac)
+    rows = np.searchsorted(_PROMPT_EDGES, prompt, side="left")
+    columns = np.searchsorted(_OUTPUT_EDGES, output, side="left")
+    cells = sorted({(int(r), int(c)) for r, c, s in zip(rows, columns, share, strict=True) if s > _MIN_SHARE})
+    weight = [np.where((rows == r) & (columns == c), share, 0.0) for r, c in cells]
+    total = np.array([w.sum() for w in weight])
+    return Buckets(
+        names=tuple(f"{_edge(_PROMPT_EDGES[r])}/{_edge(_OUTPUT_EDGES[c])}" for r, c in cells),
+        prompt_tokens=np.array([float(w @ prompt) for w in weight]) / total,
+        output_tokens=np.array([float(w @ output) for w in weight]) / total,
+        rate_per_s=traffic.rate_per_s * total / total.sum(),
+        prompt_up_to=np.array([_PROMPT_EDGES[r] for r, _ in cells]),
+        output_up_to=np.array([_OUTPUT_EDGES[c] for _, c in cells]),
+    )
+
+
+def _edge(value: float) -> str:
+    return "more" if math.isinf(value) else f"{value:g}"
+
+
+def _log_normal(median: float, p90: float) -> list[int]:
+    """Return lengths at the middle of equal shares of a log-normal distribution."""
+    sigma = math.log(p90 / median) / NormalDist().inv_cdf(0.9)
+    middles: list[float] = [(k + 0.5) / _QUANTILES for k in range(_QUANTILES)]
+    at: Callable[[float], float] = NormalDist(math.log(median), sigma).inv_cdf
+    return [max(1, round(math.exp(at(q)))) for q in middles]
+
+
+def _traffic(name: str, sizes: list[tuple[int, int, float]], rate_per_s: float | None, cv: float) -> Traffic:
+    if rate_per_s is None:
+        message = f"workload {name} has no arrivals: rate_per_s (requests per second) is needed"
+        raise InputError(message)
+    total = sum(s for _, _, s in sizes)
+    try:
+        return Traffic(
+            rate_per_s=rate_per_s,
+            prompt_tokens=tuple(p for p, _, _ in sizes),
+            output_tokens=tuple(o for _, o, _ in sizes),
+            share_frac=tuple(s / total for _, _, s in sizes),
+            arrival_cv=cv,
+        )
+    except ValueError as error:
+        raise SpecError(name, [str(error)]) from None
+
+
+def _header(path: Path) -> list[str]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return [name.strip() for name in next(csv.reader(file), [])]
+
+
+def _read_histogram(path: Path) -> list[tuple[int, int, float]]:
+    """Return (prompt, output, share) rows; a row without share is an empty bucket and is refused."""
+    header = _header(path)
+    missing = [name for name in _HISTOGRAM if name not in header]
+    if missing:
+        raise SpecError(str(path), [f"column {name} is missing" for name in missing])
+    sizes: list[tuple[int, int, float]] = []
+    problems: list[str] = []
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        for line, row in enumerate(csv.DictReader(file), start=2):
+            try:
+                prompt, output, share = (
+                    int(row["prompt_tokens"]),
+                    int(row["output_tokens"]),
+                    float(row["share_frac"]),
+                )
+            except (TypeError, ValueError):
+                problems.append(f"line {line}: {dict(row)} holds no two whole numbers and a share")
+                continue
+            if prompt < 1 or output < 1:
+                problems.append(f"line {line}: prompt_tokens and output_tokens must be at least 1")
+            if not 0.0 < share < math.inf:
+                problems.append(f"line {line}: share_frac: {share:g} is an empty bucket; leave it out")
+            sizes.append((prompt, output, share))
+    if not sizes and not problems:
+        problems.append("no buckets: the file holds a header only")
+    if problems:
+        raise SpecError(str(path), problems[:10])
+    return sizes
