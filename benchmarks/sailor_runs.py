@@ -6,8 +6,8 @@ Earlier systems on the same runs, time MAPE: Sailor 8.9 to 10.1 % homogeneous an
 mixed; memory MAPE: Sailor 5.9 to 7.4 % and 81 %.
 
 One profile of the data set holds another model: ``GPT-Neo-2.7_GH-96.json`` repeats OPT-350M's 26 layers. The
-layer times of GPT-Neo are therefore recovered from ``formula_ablation.csv``, whose sums were made with the true
-profile.
+layer times of GPT-Neo are therefore recovered from ``formula_ablation.csv``, whose sums were made with the
+true profile.
 """
 
 import csv
@@ -143,7 +143,7 @@ def models():
 
 
 def fit_memory(runs, known):
-    """Return the coefficients that fit the runs best in relative terms, by a grid that halves around the best."""
+    """Return the coefficients that fit the runs best in relative terms, by a grid that halves."""
     centre = np.array([22.0, 4.0, 3.5e9])
     width = np.array([4.0, 4.0, 3.5e9])
 

@@ -8,7 +8,8 @@ from costmodels.training import evaluate
 from hardware.cluster import Cluster
 from planner.certificate import training_certificate
 from planner.fit import memory_of
-from planner.plan import FrontPoint, PlanFile, Search, TrainingPlan
+from planner.placement_plan import planned_placement
+from planner.plan import FrontPoint, Placement, PlanFile, Search, TrainingPlan
 from planner.plan_io import plan_document
 from planner.prediction import training_diagnostics, training_prediction
 from planner.provenance import training_provenance
@@ -53,8 +54,17 @@ def plan_training(request: TrainRequest) -> PlanFile[TrainingPlan]:
     if not found.num_configs:
         raise no_strategy(space, cluster)
     costs = evaluate(job, cluster, found.best)
+    placed = planned_placement(found.best.strategy(0), job, cluster)
     plans = tuple(
-        training_plan_of(found.best.strategy(row), costs, row, request=request, job=job, cluster=cluster)
+        training_plan_of(
+            found.best.strategy(row),
+            costs,
+            row,
+            request=request,
+            job=job,
+            cluster=cluster,
+            placement=placed.placement if row == 0 else None,
+        )
         for row in range(len(found.best))
     )
     return PlanFile(
@@ -67,7 +77,7 @@ def plan_training(request: TrainRequest) -> PlanFile[TrainingPlan]:
             wall_s=found.wall_s,
             excluded=space.excluded(),
         ),
-        diagnostics=training_diagnostics(job, cluster, plans[0].strategy),
+        diagnostics=(*training_diagnostics(job, cluster, plans[0].strategy), *placed.diagnostics),
         provenance=training_provenance(job, cluster),
         pareto=_front(job, cluster, found.front),
     )
@@ -81,10 +91,11 @@ def training_plan_of(
     request: TrainRequest,
     job: TrainingJob,
     cluster: Cluster,
+    placement: Placement | None = None,
 ) -> TrainingPlan:
     """Return one strategy with its cost, its ranks and what was checked."""
     predicted = training_prediction(costs, row, cluster)
-    placement = default_placement(strategy, cluster)
+    placement = placement or default_placement(strategy, cluster)
     certificate = training_certificate(
         strategy,
         predicted,

@@ -1,6 +1,7 @@
 """Exact placements of small problems: every permutation, or dynamic programming for one pipeline."""
 
 from itertools import permutations
+from math import perm
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +14,17 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 _MAX_PERMUTED_SITES = 8
+_MAX_LOOK_UPS = 100_000_000
+"""Link values read at most when every permutation is costed."""
 _MAX_PATH_SITES = 16
 
 
 def brute_force(problem: PlacementProblem) -> Ints | None:
-    """Return the best of all assignments, None if there are more than 8 sites."""
+    """Return the best of all assignments, None if there are too many."""
     if problem.num_sites > _MAX_PERMUTED_SITES:
+        return None
+    edges = sum(len(term.head) for term in problem.terms) * len(problem.seconds_per_byte)
+    if perm(problem.num_sites, problem.num_units) * edges > _MAX_LOOK_UPS:
         return None
     rows = np.array(list(permutations(range(problem.num_sites), problem.num_units)), dtype=np.int64)
     if problem.unit_class is not None and problem.site_class is not None:

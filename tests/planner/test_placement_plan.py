@@ -1,0 +1,81 @@
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from costmodels.job import TrainingJob
+from costmodels.models import find_model
+from costmodels.strategy import Strategy
+from hardware.catalog import find_cluster
+from hardware.measured_links import links_from_matrices
+from planner.placement_plan import host_terms, planned_placement
+
+JOB = TrainingJob(model=find_model("gpt3-13b"), seq_len=2048, global_batch=64)
+
+
+def cluster_of(rates):
+    """Build DGX A100 nodes joined by links of these rates."""
+    hosts = tuple(f"h{i}" for i in range(len(rates[0])))
+    links = links_from_matrices("test", hosts, list(rates))
+    return replace(find_cluster("dgx-a100", len(hosts)), measured_links=links)
+
+
+def two_leaves(size, days, seed=0):
+    """Make rates of hosts that alternate between two leaves, 20 GB/s inside and 10 GB/s across."""
+    rng = np.random.default_rng(seed)
+    leaf = np.arange(size) % 2
+    lasting = np.where(leaf[:, None] == leaf, 20e9, 10e9)
+    return lasting * np.exp(0.02 * rng.standard_normal((days, size, size)))
+
+
+def test_terms_count_rings_of_all_stages_and_hops_both_ways():
+    """tp 8, pp 2, dp 2 on four hosts: a ring per stage over two hosts, a pipeline per replica."""
+    gradients, pipeline, tensor = host_terms(
+        Strategy(tp=8, pp=2, dp=2, micro_batch=1), JOB, per_host=8, num_nics=8
+    )
+    rings = set(zip(gradients.group.tolist(), gradients.head.tolist(), gradients.tail.tolist(), strict=True))
+    assert {(a, b) for _, a, b in rings} == {(0, 1), (1, 0), (2, 3), (3, 2)}
+    assert gradients.num_groups == 2
+    assert {(a, b) for a, b in zip(pipeline.head.tolist(), pipeline.tail.tolist(), strict=True)} == {
+        (0, 2), (2, 0), (1, 3), (3, 1)
+    }  # fmt: skip
+    assert len(tensor.head) == 0
+    params = JOB.model.num_params / 16
+    assert gradients.num_bytes[0] == pytest.approx(4 * params)
+
+
+def test_flows_beyond_the_ports_share_them():
+    strategy = Strategy(tp=8, pp=1, dp=2)
+    wide = host_terms(strategy, JOB, per_host=8, num_nics=8)[0]
+    narrow = host_terms(strategy, JOB, per_host=8, num_nics=1)[0]
+    assert narrow.num_bytes == pytest.approx(8 * wide.num_bytes)
+
+
+def test_without_measured_links_the_default_order_stays():
+    placed = planned_placement(Strategy(tp=8, pp=2), JOB, find_cluster("dgx-a100", 2))
+    assert placed.placement.gain_frac == 0.0
+    assert placed.diagnostics == ()
+
+
+def test_a_lasting_difference_moves_hosts_and_keeps_rank_order():
+    cluster = cluster_of(two_leaves(8, 3))
+    strategy = Strategy(tp=8, pp=8)
+    placed = planned_placement(strategy, JOB, cluster)
+    ranks = placed.placement.ranks
+    assert [r.rank for r in ranks] == list(range(64))
+    assert len({(r.host, r.device) for r in ranks}) == 64
+    assert placed.placement.gain_frac > 0.2
+    assert placed.placement.bound_frac >= placed.placement.gain_frac - 0.05
+    leaves = [int(ranks[8 * i].host[1:]) % 2 for i in range(8)]
+    assert sum(a != b for a, b in pairwise(leaves)) == 1
+    assert "hosts reordered" in placed.diagnostics[0]
+
+
+def test_noise_keeps_the_default_order_and_says_so():
+    rng = np.random.default_rng(1)
+    cluster = cluster_of(20e9 * np.exp(0.02 * rng.standard_normal((1, 6, 6))))
+    placed = planned_placement(Strategy(tp=8, pp=3, dp=2), JOB, cluster)
+    assert [r.host for r in placed.placement.ranks[::8]] == [f"h{i}" for i in range(6)]
+    assert "default host order kept" in placed.diagnostics[0]
+    assert "not significant" in placed.diagnostics[0]
