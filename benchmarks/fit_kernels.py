@@ -7,14 +7,14 @@ held-out errors.
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from costmodels.kernels_data import MEASURED, SCHEMA_VERSION, rated_device, rated_numbers
+from costmodels.kernels_data import MEASURED, SCHEMA_VERSION, load, rated_device, rated_numbers
 from costmodels.kernels_fit import Fitted, Sibling, TreeSettings, fit_surface
 from costmodels.kernels_machine import find_format, machine_of
 from costmodels.kernels_samples import KernelSamples, file_sha256, read_kernel_samples
@@ -119,11 +119,14 @@ def report(name: str, key: str, num_rows: int, fitted: Fitted) -> None:
     )
 
 
-def fit_device(samples: Path, name: str) -> dict[str, Any]:
-    """Return the coefficient file of one device."""
+def fit_device(samples: Path, name: str, families: Sequence[str]) -> dict[str, Any]:
+    """Return the coefficient file of one device; families that are not fitted are kept as they are."""
     device = rated_device(name, rated_numbers(find_device(name)))
-    surfaces: dict[str, Any] = {}
+    kept = load(name)["surfaces"] if set(families) != set(GROUPS) else {}
+    surfaces: dict[str, Any] = dict(kept)
     for path, table in tables(samples, name):
+        if table.family.name not in families:
+            continue
         for dtype in np.unique(table.dtype):
             shape, seconds = select(table, str(dtype))
             fmt = find_format(str(dtype))
@@ -229,6 +232,7 @@ def _mean(fits: list[dict[str, float]]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=Path, default=SAMPLES)
+    parser.add_argument("--families", nargs="+", choices=sorted(GROUPS), default=sorted(GROUPS))
     parser.add_argument(
         "devices", nargs="*", help="devices to fit; all, and the generic surface, when none is named"
     )
@@ -237,7 +241,7 @@ def main() -> None:
         message = f"no kernel tables at {options.samples}; pass --samples"
         raise SystemExit(message)
     for name in options.devices or MEASURED:
-        write(name, fit_device(options.samples, name))
+        write(name, fit_device(options.samples, name, options.families))
     write("generic", pooled(options.samples))
 
 

@@ -26,7 +26,10 @@ __all__ = ["MATMUL", "alignment_frac", "matmul_bytes", "matmul_physics_s", "weig
 TILES = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64), (64, 32), (16, 64))
 _SPLIT_DEPTH = 256
 """Smallest inner dimension that a split is given (assumed; libraries keep at least a few pipeline stages)."""
-_FEATURE_TILES = ((64, 64), (64, 128), (128, 64), (128, 128), (128, 256), (256, 128), (256, 256), (16, 64))
+_FEATURE_TILES = (
+    (64, 64), (64, 128), (128, 64), (128, 128), (128, 256), (256, 128), (256, 256), (16, 64),
+    (64, 256), (128, 192), (192, 128), (32, 64), (16, 128), (256, 192),
+)  # fmt: skip
 
 _ALIGNMENT = ((64, 1.0), (32, 0.95), (16, 0.9), (8, 0.8), (1, 0.5))
 """Efficiency by the largest divisor of a leading dimension, in elements. 64 elements are a 128-byte line.
@@ -92,15 +95,25 @@ def matmul_physics_s(shape: Shape, machine: Machine, fmt: Format, c: Coefficient
     return c["launch_s"] + (busy**4 + c["host_s"] ** 4) ** 0.25
 
 
+def _twos(rows: Floats) -> Floats:
+    """Return how often two divides the row count, at most seven times: kernels pad rows to whole vectors."""
+    out = np.zeros(rows.shape)
+    for power in range(1, 8):
+        out = np.where(np.mod(rows, 2**power) == 0, float(power), out)
+    return out
+
+
 def _features(shape: Shape, machine: Machine, fmt: Format) -> Floats:
     m, n, k = shape["m"], shape["n"], shape["k"]
     compute = 2.0 * m * n * k / machine.peak_flops_per_s
     memory = matmul_bytes(shape, fmt) / machine.bytes_per_s
     columns = [np.log(c) for c in (m, n, k, compute, memory, compute / memory, m * n, m * k, n * k)]
+    columns.append(_twos(m))
     for bm, bn in _FEATURE_TILES:
         tiles = np.ceil(m / bm) * np.ceil(n / bn)
         waves = np.ceil(tiles / machine.num_sms)
         columns += [tiles / machine.num_sms / waves, m * n / (waves * machine.num_sms * bm * bn)]
+        columns += [np.log(waves)]
     return np.stack(columns, axis=1)
 
 
