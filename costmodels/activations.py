@@ -1,12 +1,13 @@
 """Bytes that one layer keeps for its backward pass, per token and rank, by how it is sharded.
 
-Rules (Korthikanti et al., arXiv 2205.05198, section 4): a matmul keeps its input unless the operator before it
-kept the same tensor; a norm keeps its input; attention keeps queries, keys and values, and its score matrix
+Rules (Korthikanti et al., arXiv 2205.05198, section 4): a matmul keeps its input unless the operator before
+it kept the same tensor; a norm keeps its input; attention keeps queries, keys and values, and its score matrix
 unless it is a flash kernel; an element-wise operator keeps what it states. Tensors inside a tensor-parallel
 pair are cut by tp; tensors outside it are whole, or cut by tp under sequence parallelism.
 
-What a software stack computes in several steps keeps more: an unfused norm its input in fp32 and the normalised
-copy, an unfused gated activation the activated gate, an unfused softmax its output and its 16-bit copy.
+What a software stack computes in several steps keeps more: an unfused norm its input in fp32 and the
+normalised copy, an unfused gated activation the activated gate, an unfused softmax its output and its 16-bit
+copy.
 """
 
 from dataclasses import dataclass, fields

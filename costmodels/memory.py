@@ -1,8 +1,8 @@
 """Peak memory of the most loaded rank of a training strategy, part by part.
 
-Model states follow Megatron's and ZeRO's accounting (Rajbhandari et al., arXiv 1910.02054); activations follow
-`costmodels.activations` times the micro-batches in flight of the schedule (Narayanan et al., arXiv 2104.04473).
-On top of what is in flight a rank holds, one after the other, either the logits and their fp32 copies (last
+Model states follow Megatron's and ZeRO's accounting (Rajbhandari et al., arXiv 1910.02054); activations
+follow `costmodels.activations` times the micro-batches in flight of the schedule (Narayanan et al., arXiv
+2104.04473). On top of what is in flight a rank holds, one after the other, either the logits and their fp32 copies (last
 stage) or what backward of one layer needs; the larger of the two counts. Every stage that can be the fullest
 is costed and the worst one is reported.
 """
@@ -36,9 +36,12 @@ Ints = npt.NDArray[np.int64]
 _WEIGHT_BYTES = 2.0
 _MASTER_AND_MOMENTS_BYTES = 12.0
 """fp32 master weight and two Adam moments."""
-_FULL_SHARD_WEIGHT_BYTES = 4.0
-"""FSDP keeps the fp32 weight itself as the shard, and gathers 16-bit copies."""
+_FP32_BYTES = 4.0
+"""Under full sharding the shard is the fp32 weight itself, and 16-bit copies are gathered."""
 _MOMENTS_BYTES = 8.0
+_PASSING_TENSORS = 4.0
+"""Tensors of the layer's width that backward of one layer holds at once (assumed); under sequence parallelism
+two more are gathered whole."""
 _GATHERED_LAYERS = 2.0
 """Layers whose weights full sharding holds whole: the one at work and the one prefetched."""
 
@@ -90,19 +93,31 @@ def _cut(table: ConfigTable) -> tuple[Floats, Floats]:
     return shard, np.maximum(own * shard / full, 1.0)
 
 
-def _states(table: ConfigTable, p: RankParameters, layers: Floats, ends: Floats, stack: Stack) -> _States:
+def _gradient_bytes(stack: Stack, precision: str) -> tuple[float, float]:
+    """Return bytes per parameter of gradients as accumulated, and of what their shard adds."""
+    if not stack.widened_gradients:
+        return stack.main_grad_bytes, 0.0
+    if precision == "fp16":
+        return _WEIGHT_BYTES, _FP32_BYTES
+    return _WEIGHT_BYTES + _FP32_BYTES, 0.0
+
+
+def _states(
+    table: ConfigTable, p: RankParameters, layers: Floats, ends: Floats, stack: Stack, precision: str
+) -> _States:
     dense = layers * p.layer_dense + ends
     expert = layers * p.layer_expert
     shard, expert_shard = _cut(table)
     sharded = dense / shard + expert / expert_shard
     whole = dense + expert
     full = table.zero == 3
-    grad = np.where(full, _FULL_SHARD_WEIGHT_BYTES, stack.main_grad_bytes)
-    optimizer = np.where(full, _MOMENTS_BYTES, _MASTER_AND_MOMENTS_BYTES)
+    main, widened = _gradient_bytes(stack, precision)
+    grad = np.where(full, _FP32_BYTES, main)
+    optimizer = np.where(full, _MOMENTS_BYTES, _MASTER_AND_MOMENTS_BYTES + widened)
     layer = p.layer_dense + p.layer_expert
     held = np.minimum(_GATHERED_LAYERS, layers) * layer * (1.0 - 1.0 / shard) + ends
     return _States(
-        weights=np.where(full, _FULL_SHARD_WEIGHT_BYTES * sharded, _WEIGHT_BYTES * whole),
+        weights=np.where(full, _FP32_BYTES * sharded, _WEIGHT_BYTES * whole),
         gradients=grad * np.where(table.zero >= 2, sharded, whole),
         optimizer=optimizer * np.where(table.zero >= 1, sharded, whole),
         gathered=np.where(full, 2.0 * _WEIGHT_BYTES * held, 0.0),
@@ -110,14 +125,22 @@ def _states(table: ConfigTable, p: RankParameters, layers: Floats, ends: Floats,
 
 
 def _in_flight(
-    job: TrainingJob, table: ConfigTable, saved: SavedBytes, layers: Floats, rank: Ints, details: StageDetails
+    job: TrainingJob,
+    table: ConfigTable,
+    saved: SavedBytes,
+    stack: Stack,
+    layers: Floats,
+    rank: Ints,
+    details: StageDetails,
 ) -> Floats:
     """Return the activations of all micro-batches that wait for their backward pass."""
     tokens = table.micro_batch * job.seq_len / table.cp
     chosen = np.where(table.recompute_layers > 0, np.minimum(table.recompute_layers, layers), layers)
     again = np.where(table.recompute == Recompute.FULL, chosen, 0.0)
-    scores = np.where(table.recompute == Recompute.SELECTIVE, 0.0, saved.scores)
-    per_token = again * saved.layer_input + (layers - again) * (saved.kept + scores)
+    selective = table.recompute == Recompute.SELECTIVE
+    kept = saved.kept * np.where(selective, stack.selective_kept_frac, 1.0)
+    scores = np.where(selective, 0.0, saved.scores)
+    per_token = again * saved.layer_input + (layers - again) * (kept + scores)
     num_micro = np.maximum(job.global_batch // (table.dp * table.micro_batch), 1)
     group = details.micro_batch_group
     flight = chunks_in_flight(table.pp, table.vpp, num_micro, rank, micro_batch_group=group)
@@ -130,7 +153,10 @@ def _working(job: TrainingJob, table: ConfigTable, saved: SavedBytes) -> Floats:
     full = table.recompute == Recompute.FULL
     again = np.where(full, saved.widest, 0.0)
     scores = np.where(table.recompute == Recompute.NONE, 0.0, saved.scores)
-    return tokens * (again + scores + saved.scores_gradient + 4.0 * saved.layer_input)
+    gathers = (table.sequence_parallel > 0) & (table.tp > 1)
+    whole = np.where(gathers, 2.0 * _WEIGHT_BYTES * job.model.hidden, 0.0)
+    passing = _PASSING_TENSORS * saved.layer_input + whole
+    return tokens * (again + scores + saved.scores_gradient + passing)
 
 
 def _logits(job: TrainingJob, table: ConfigTable, stack: Stack, details: StageDetails) -> Floats:
@@ -154,7 +180,7 @@ def stage_memory(
     is_first, is_last = rank == 0, rank == table.pp - 1
     ends = np.where(is_first, p.first, 0.0) + np.where(is_last, p.last, 0.0)
     layers = p.layers_max if details.layers is None else np.full_like(p.layers_max, details.layers)
-    states = _states(table, p, layers - details.missing_layers, ends, stack)
+    states = _states(table, p, layers - details.missing_layers, ends, stack, job.precision)
     saved = saved_bytes(
         job.model,
         table.tp,
@@ -164,7 +190,7 @@ def stage_memory(
         precision=job.precision,
         stack=stack,
     )
-    activations = _in_flight(job, table, saved, layers, rank, details)
+    activations = _in_flight(job, table, saved, stack, layers, rank, details)
     logits = np.where(is_last, _logits(job, table, stack, details), 0.0)
     working = np.maximum(_working(job, table, saved) - logits, 0.0)
     tokens = table.micro_batch * job.seq_len / table.cp

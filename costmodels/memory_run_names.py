@@ -1,7 +1,7 @@
 """What the name of a Megatron test says where its row is silent: switches, old containers, known models.
 
-Megatron-LM's functional tests put their switches into the test's name; the table of their memory figures keeps
-that name as `path`. Only such names, and columns, are read here, never a measured value.
+Megatron-LM's functional tests put their switches into the test's name; the table of their memory figures
+keeps that name as `path`. Only such names, and columns, are read here, never a measured value.
 """
 
 import re

@@ -119,7 +119,7 @@ def _model(row: RunRow, switches: Switches) -> ModelGraph:
 
 
 def _latent(large: bool) -> LatentAttention:
-    """Return Megatron's default ranks of latent attention; DeepSeek-V3's (arXiv 2412.19437) compress queries."""
+    """Return Megatron's default ranks of latent attention; DeepSeek-V3 (arXiv 2412.19437) compresses queries."""
     return LatentAttention(
         kv_lora_rank=512,
         q_lora_rank=1536 if large else None,

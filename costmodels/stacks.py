@@ -61,6 +61,12 @@ class Stack:
     the softmax runs in fp32 and is cast back."""
     fused_activation: bool = True
     """A gated activation keeps its input only, not the activated gate."""
+    selective_kept_frac: float = 1.0
+    """Of a layer's activations (scores aside), what selective recomputation keeps: torch's checkpointing by
+    operator keeps about half, Megatron's core attention only drops the scores."""
+    widened_gradients: bool = False
+    """DeepSpeed's optimizers: under fp16 gradients are 16 bits and widened in the shard, under bf16 there are
+    16-bit gradients beside the fp32 ones."""
     gemm: float = 1.0
     """Matmul time over the isolated kernel's."""
     attention: float = 1.0
@@ -134,7 +140,9 @@ def find_stack(name: str, *, fitted: bool = True) -> Stack:
     entry = _table().get(name)
     if entry is None:
         raise UnknownNameError("software stack", name, stack_names())
-    spread = {"sigma": entry["sigma"]} if "sigma" in entry else {}
+    if not fitted:
+        return Stack(name=name, **entry["does"], **entry["assumed"])
+    spread = {label: entry[label] for label in ("sigma", "sigma_experts") if label in entry}
     return Stack(
         name=name,
         **spread,
