@@ -92,7 +92,7 @@ def _figure(name: str, value: float | int | None) -> str:
 def print_errors(rows: Sequence[tuple[str, Any]]) -> None:
     """Print errors of predictions, one line per label; each value knows its figures (`to_json`)."""
     figures = [(label, errors.to_json()) for label, errors in rows]
-    names = list(figures[0][1])
+    names = [n for n in figures[0][1] if any(e[n] is not None for _, e in figures)]
     titles = ["", *(n.removesuffix("_frac").replace("_", " ") for n in names)]
     print_table("", titles, ([label, *(_figure(n, e[n]) for n in names)] for label, e in figures))
 

@@ -211,6 +211,29 @@ def test_backtest_of_a_table_without_a_needed_column(meshwright: Meshwright, tmp
     assert "seq" in result.stderr
 
 
+@pytest.mark.parametrize("kind", ["memory", "kernels"])
+def test_backtest_of_another_table(meshwright: Meshwright, tmp_path: Path, kind: str) -> None:
+    path = _csv(tmp_path / "r.csv", {"a": "1", "b": "2"})
+    result = meshwright("backtest", kind, path)
+    assert result.exit_code == 2
+    assert str(path) in result.stderr
+
+
+def test_backtest_by_an_unknown_column(meshwright: Meshwright, tmp_path: Path) -> None:
+    result = meshwright("backtest", "train", _csv(tmp_path / "r.csv", RUNS), "--by", "colour")
+    assert result.exit_code == 2
+    assert "colour" in result.stderr
+
+
+def test_backtest_of_one_run(meshwright: Meshwright, tmp_path: Path) -> None:
+    path = _csv(tmp_path / "r.csv", RUNS)
+    document = json.loads(meshwright("backtest", "train", path, "--json").stdout)
+    assert (document["kind"], document["num_rows"], document["num_predicted"]) == ("train", 1, 1)
+    assert document["predictions"][0]["row_id"] == "1"
+    assert document["predictions"][0]["iter_time_s"] > 0
+    assert "mape" in meshwright("backtest", "train", path).stdout
+
+
 def test_backtest_rejects_a_bad_cell_by_name(meshwright: Meshwright, tmp_path: Path) -> None:
     result = meshwright("backtest", "train", _csv(tmp_path / "r.csv", RUNS | {"layers": "four"}), "--json")
     if result.exit_code == 0:
@@ -222,7 +245,8 @@ def test_backtest_rejects_a_bad_cell_by_name(meshwright: Meshwright, tmp_path: P
         assert "layers" in result.stderr
 
 
-def test_backtest_of_a_missing_file(meshwright: Meshwright, tmp_path: Path) -> None:
-    result = meshwright("backtest", "train", tmp_path / "none.csv")
+@pytest.mark.parametrize("kind", ["train", "memory", "kernels"])
+def test_backtest_of_a_missing_file(meshwright: Meshwright, tmp_path: Path, kind: str) -> None:
+    result = meshwright("backtest", kind, tmp_path / "none.csv")
     assert result.exit_code == 2
     assert "none.csv" in result.stderr
