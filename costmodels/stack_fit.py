@@ -50,6 +50,8 @@ _BOUNDS = {
     "dp_comm": (0.6, 4.0),
     "experts": (0.7, 4.0),
     "ep_comm": (0.2, 4.0),
+    "host_s_per_microbatch": (1e-5, 5e-3),
+    "step_s": (1e-4, 0.1),
 }
 """What is physically sensible: no stack beats isolated kernels and collectives by much; hiding is another
 coefficient."""
@@ -107,9 +109,6 @@ def _fit_one(base: Stack, samples: StackSamples, rows: Index, prior: _Prior) -> 
     tables = [(samples.inputs.take(p), np.log(samples.measured_s[p])) for p in parts]
     start = np.log([max(prior.mean[n], 1e-7) for n in FITTED])
     spread = prior.scale * np.array([_PRIOR_SIGMA[n] for n in FITTED])
-    if _REFERENCE_KEY not in keys:
-        # Only the product of the matmul factor and the device's own shows; the first stays as believed.
-        spread[FITTED.index("gemm")] = _REFERENCE_SIGMA / 10
     shift = np.log([prior.adjust.get(k, 1.0) for k in keys])
     adjust_spread = prior.scale * np.array([_adjust_sigma(k, samples) for k in keys])
 
@@ -133,6 +132,10 @@ def _fit_one(base: Stack, samples: StackSamples, rows: Index, prior: _Prior) -> 
             upper[i] = max(0.0, origin[i]) + 1e-6
         if name in _BOUNDS:
             lower[i], upper[i] = np.log(_BOUNDS[name])
+    if _REFERENCE_KEY not in keys:
+        # Only the product of the matmul factor and the device's own shows; the first stays as believed.
+        gemm = FITTED.index("gemm")
+        lower[gemm], upper[gemm] = start[gemm] - 1e-3, start[gemm] + 1e-3
     origin = np.clip(origin, lower + 1e-6, upper - 1e-6)
     answer = least_squares(residual, origin, bounds=(lower, upper), loss="soft_l1", f_scale=1.5)
     factors = np.exp(answer.x[len(FITTED) :]).tolist()
