@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from costmodels.graph import ModelGraph
 from costmodels.serving import iteration_cost
 from costmodels.serving_closed_loop import ClosedLoop, LoopResult, LoopTimes, run_closed_loop
 from costmodels.serving_config import ServingConfig, ServingTable
@@ -16,7 +17,15 @@ from costmodels.serving_memory import kv_bytes_per_request, kv_transfer_bytes, s
 from costmodels.serving_operators import IterationWork, ServingMachine
 from costmodels.serving_runs import ServingRun
 
-__all__ = ["RunPrediction", "loop_tables", "max_requests", "point_kind", "predict_run", "predict_runs"]
+__all__ = [
+    "RunPrediction",
+    "loop_tables",
+    "loop_times",
+    "max_requests",
+    "point_kind",
+    "predict_run",
+    "predict_runs",
+]
 
 Floats = npt.NDArray[np.float64]
 
@@ -74,27 +83,53 @@ def loop_tables(
     clients: int,
     chunk: float,
 ) -> LoopTimes:
-    """Return iteration times of one attention group at batch nodes up to its clients."""
-    nodes = np.unique(np.append(_NODES[clients > _NODES], [float(clients)]))
+    """Return iteration times of one attention group of a run, at its mean lengths."""
     spread = 1.0 - _LENGTH_SPREAD_FRAC / 2.0
-    context = spread * (run.prompt_tokens + run.output_tokens / 2.0)
-    prompt = spread * run.prompt_tokens
+    lengths = (spread * run.prompt_tokens, spread * run.output_tokens)
+    return loop_times(run.model, config, engine, machine, clients, chunk, *lengths)
+
+
+def loop_times(
+    model: ModelGraph,
+    config: ServingConfig,
+    engine: EngineStack,
+    machine: ServingMachine,
+    clients: int,
+    chunk: float,
+    prompt: float,
+    output: float,
+) -> LoopTimes:
+    """Return iteration times of one attention group at batch nodes up to its clients.
+
+    Parameters
+    ----------
+    chunk : prompt tokens of one mixed iteration.
+    prompt, output : mean tokens of a request.
+    """
+    nodes = np.unique(np.append(_NODES[_NODES < clients], [float(clients)]))
+    context = prompt + output / 2.0
     prompts = np.full(len(nodes), max(chunk / prompt, 1.0))
-    cached = max(0.0, prompt - chunk) / 2.0 if chunk < prompt else 0.0
+    cached = max(0.0, prompt - chunk) / 2.0
     zero = np.zeros(len(nodes))
+    alone = np.maximum(nodes, 1.0)
+    beside = nodes if engine.chunked else zero
     work = IterationWork(
         prefill_tokens=np.concatenate([zero, np.full(len(nodes), chunk)]),
         prefill_context=np.concatenate([zero, np.full(len(nodes), cached)]),
         prefill_seqs=np.concatenate([zero, prompts]),
-        decode_seqs=np.concatenate([np.maximum(nodes, 1.0), nodes if engine.chunked else zero]),
-        decode_context=np.concatenate([np.maximum(nodes, 1.0), nodes if engine.chunked else zero]) * context,
+        decode_seqs=np.concatenate([alone, beside]),
+        decode_context=np.concatenate([alone, beside]) * context,
     )
     table = ServingTable.from_configs([config]).repeat(2 * len(nodes))
-    seconds = iteration_cost(run.model, table, engine, machine, work).iteration_s
+    seconds = iteration_cost(model, table, engine, machine, work).iteration_s
     decode, mixed = seconds[: len(nodes)], seconds[len(nodes) :]
-    added = mixed - decode * np.where(nodes > 0, 1.0, 0.0) if engine.chunked else mixed
-    mixed = decode * np.where(nodes > 0, 1.0, 0.0) + engine.prefill_scale * np.maximum(added, 0.0)
-    return LoopTimes(batch_nodes=nodes, decode_s=np.maximum.accumulate(decode), mixed_s=mixed)
+    plain = decode * np.where(nodes > 0, 1.0, 0.0)
+    added = mixed - plain if engine.chunked else mixed
+    return LoopTimes(
+        batch_nodes=nodes,
+        decode_s=np.maximum.accumulate(decode),
+        mixed_s=plain + engine.prefill_scale * np.maximum(added, 0.0),
+    )
 
 
 def point_kind(run: ServingRun) -> PointKind:

@@ -7,9 +7,10 @@ For a group that decodes :math:`B` requests on average, answers of :math:`o` tok
 
     \text{TPOT} = t(B) / a + B p / o, \qquad x = B / (o \, \text{TPOT}), \qquad \rho = x p
 
-with :math:`a` tokens per step. The occupancy is Poisson, so at percentile q it is :math:`B + z_q \sqrt B`;
-the wait of a prompt has the tail of an M/G/1 queue, :math:`\rho e^{-2 (1 - \rho) w / (p (1 + c^2))}`. The
-largest :math:`B` that keeps every target and the cache sets the capacity.
+with :math:`a` tokens per step; prompts take the share :math:`\rho` of the time. The occupancy is Poisson, so
+at percentile q it is :math:`B + z_q \sqrt B`; the wait of a prompt has the tail of an M/G/1 queue,
+:math:`\rho e^{-2 (1 - \rho) w / (p (1 + c^2))}`. The largest :math:`B` that keeps
+every target and the cache sets the capacity.
 """
 
 import math
@@ -41,7 +42,8 @@ __all__ = [
 Floats = npt.NDArray[np.float64]
 
 _BATCHES = np.array([1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048], dtype=float)
-_FINE = np.unique(np.round(2.0 ** np.arange(0, 11.01, 0.125)))
+_FINE = 2.0 ** np.arange(-7.0, 11.01, 0.2)
+"""Mean occupancies that are tried; below one, an instance is mostly busy with prompts."""
 _MAX_UTILISATION = 0.95
 _CONTEXT_NODES = 3
 _PROMPT_NODES = 5
@@ -216,8 +218,8 @@ def joint_capacity(
     mean = decode + batch * prompt / output
     rate = batch / (output * mean)
     slower = _at_batch(decode, crowd)
-    tpot = slower + crowd * prompt / output + z * np.sqrt(crowd) * prompt / output
     load = rate * prompt
+    tpot = slower / np.maximum(1.0 - load, 1e-9)
     ttft = prompt + decode + engine.admission_s + _wait_s(load, prompt, beyond, arrival_cv)
     held = _held(model, table, engine, machine, context)[:, :, None]
     kept = _within(slo, ttft, tpot, output) & (crowd <= held) & (load < _MAX_UTILISATION)

@@ -33,7 +33,7 @@ __all__ = ["plan_serving"]
 Floats = npt.NDArray[np.float64]
 Form = Literal["joint", "split"]
 
-_HEADROOM_STEPS = (0.0, 0.1, 0.25, 0.5, 1.0)
+_HEADROOM_STEPS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5)
 _DECODE_TDP_FRAC = 0.58
 """Mean board power over rated power while decoding (Splitwise's constants; see `planner.simulate`)."""
 
@@ -73,7 +73,7 @@ def plan_serving(request: ServeRequest) -> PlanFile[ServingPlan]:
             failures.append(error)
     if not plans:
         raise _explained(failures[0], search, buckets)
-    plans.sort(key=lambda p: (p.predicted.cost_usd_per_hour, p.strategy.form))
+    plans.sort(key=lambda p: (not _holds(p), p.predicted.cost_usd_per_hour, p.strategy.form))
     if len(plans) > 1:
         plans[0] = _with_reason(plans[0], plans[1])
     notes = [f"{f.args[0]}" for f in failures]
@@ -347,6 +347,11 @@ def _reason(predicted: ServingPrediction, mix: tuple[MixEntry, ...]) -> str:
     if saved > 1e-9:
         return f"{kinds}: {100 * saved:.1f} % below the cheapest fleet of one kind ({single:.2f} USD/h)"
     return f"{kinds}: the cheapest fleet of one kind; no mix is below it"
+
+
+def _holds(plan: ServingPlan) -> bool:
+    """Return whether every check of the plan holds."""
+    return all(check.holds for check in plan.certificate)
 
 
 def _with_reason(best: ServingPlan, other: ServingPlan) -> ServingPlan:

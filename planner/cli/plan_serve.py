@@ -45,7 +45,7 @@ def plan_serve(
     ] = None,
     engine: Annotated[str | None, typer.Option("--engine", help="vllm, sglang, trtllm or mindie.")] = None,
     formats: Annotated[
-        str | None, typer.Option("--formats", help="Allowed weight formats, separated by commas; bf16.")
+        str | None, typer.Option("--formats", help="Allowed weight formats, by commas; bf16.")
     ] = None,
     kv_formats: Annotated[
         str | None, typer.Option("--kv-formats", help="Allowed cache formats; bf16.")
@@ -82,8 +82,9 @@ def plan_serve(
         from planner.serving_request import read_serve_request
 
         plain = (
-            "model", "workload", "rate_per_s", "slo_ttft_s", "slo_tpot_s", "slo_e2e_s", "percentile", "engine",
-            "form", "spare_instances", "num_zones", "budget_usd_per_hour", "power_budget_w", "simulate",
+            "model", "workload", "rate_per_s", "slo_ttft_s", "slo_tpot_s", "slo_e2e_s", "percentile",
+            "engine", "form", "spare_instances", "num_zones", "budget_usd_per_hour", "power_budget_w",
+            "simulate",
         )  # fmt: skip
         flags: dict[str, Any] = {name: given[name] for name in plain}
         flags |= {name: _given(given[name]) for name in ("gpus", "formats", "kv_formats")}

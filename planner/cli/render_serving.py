@@ -1,10 +1,11 @@
 """Serving plans for people."""
 
-from planner.cli.render import console, print_table
+from planner.cli.render import console, parts_text, print_table
 from planner.plan import PlanFile
+from planner.serving_estimate import ServingEstimate
 from planner.serving_types import MixEntry, ServingPlan
 
-__all__ = ["print_serving_plans"]
+__all__ = ["print_serving_estimate", "print_serving_plans"]
 
 _SHARES_SHOWN = 1e-3
 
@@ -70,3 +71,21 @@ def _row(m: MixEntry) -> list[str]:
         f"{m.usd_per_hour:.2f}",
         f"{100 * m.load_frac:.0f} %",
     ]
+
+
+def print_serving_estimate(found: ServingEstimate) -> None:
+    """Print what one instance does, where time and memory go."""
+    out = console()
+    out.print(
+        f"{found.model} on {found.num_devices} x {found.device}, {found.engine}, "
+        f"{found.concurrency} clients: TTFT {_seconds(found.ttft_s)}, TPOT {found.tpot_s * 1e3:.2f} ms, "
+        f"{found.throughput_tokens_per_s:.0f} tokens/s, {found.cost_usd_per_hour:.2f} USD/h, "
+        f"{found.cost_usd_per_million_output_tokens:.3f} USD per million output tokens",
+        soft_wrap=True,
+    )
+    out.print(f"decode iteration: {parts_text(found.decode_parts_s, 's')}", soft_wrap=True)
+    out.print(f"one prompt:       {parts_text(found.prefill_parts_s, 's')}", soft_wrap=True)
+    out.print(
+        f"memory:           {parts_text(found.memory_parts_bytes, 'B')}; {found.max_requests} requests",
+        soft_wrap=True,
+    )

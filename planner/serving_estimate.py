@@ -1,0 +1,136 @@
+"""The cost of exactly one serving configuration at a given load, part by part."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from costmodels.graph import ModelGraph
+from costmodels.serving import iteration_cost
+from costmodels.serving_closed_loop import ClosedLoop, run_closed_loop
+from costmodels.serving_config import ServingConfig, ServingTable
+from costmodels.serving_engine import EngineStack
+from costmodels.serving_machine import device_machine
+from costmodels.serving_memory import kv_bytes_per_request, serving_memory
+from costmodels.serving_operators import IterationWork
+from costmodels.serving_predict import loop_times
+from hardware.errors import InfeasibleError
+from planner.serving_request import DeviceOffer
+
+__all__ = ["ServingEstimate", "estimate_serving"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingEstimate:
+    """What one instance does under a closed loop of clients."""
+
+    model: str
+    device: str
+    engine: str
+    num_devices: int
+    concurrency: int
+    ttft_s: float
+    """Mean."""
+    tpot_s: float
+    throughput_tokens_per_s: float
+    """Output tokens."""
+    decode_parts_s: dict[str, float]
+    """Of one decode iteration at the full batch."""
+    prefill_parts_s: dict[str, float]
+    """Of one prompt alone."""
+    memory_parts_bytes: dict[str, float]
+    """Per device."""
+    max_requests: int
+    """That the cache holds per attention group."""
+    cost_usd_per_hour: float
+    cost_usd_per_million_output_tokens: float
+    watts: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the estimate as JSON types."""
+        return {"kind": "serve-estimate"} | {name: getattr(self, name) for name in self.__slots__}
+
+
+def estimate_serving(
+    model: ModelGraph,
+    config: ServingConfig,
+    engine: EngineStack,
+    offer: DeviceOffer,
+    *,
+    prompt_tokens: int,
+    output_tokens: int,
+    concurrency: int,
+    tokens_per_step: float = 1.0,
+) -> ServingEstimate:
+    """Return what `concurrency` clients with requests of one size see of one instance.
+
+    Raises
+    ------
+    InfeasibleError
+        if the weights and one request exceed the device's memory.
+    """
+    machine = device_machine(offer.device, offer.levels)
+    table = ServingTable.from_configs([config])
+    memory = serving_memory(
+        model,
+        table,
+        device_bytes=offer.device.memory_bytes,
+        memory_frac=engine.memory_frac,
+        reserve_bytes=engine.reserve_bytes,
+    )
+    context = np.array([prompt_tokens + output_tokens / 2.0])
+    each = float(kv_bytes_per_request(model, table, context, engine.block_tokens)[0])
+    room = float(memory.kv_budget_bytes[0]) / each
+    if room < 1.0:
+        need = float(memory.weights_bytes[0]) / 1e9
+        message = (
+            f"{model.name} does not fit {offer.device.name}: tp {config.tp}, pp {config.pp}, ep {config.ep} "
+            f"weights take {need:.1f} GB per device of {offer.device.memory_bytes / 1e9:.0f} GB"
+        )
+        raise InfeasibleError(message, ("memory",))
+    held = int(min(room, config.max_batch))
+    clients = max(1, -(-concurrency // config.dp))
+    chunk = float(min(prompt_tokens, engine.token_budget))
+    times = loop_times(
+        model, config, engine, machine, min(clients, held), chunk, float(prompt_tokens), float(output_tokens)
+    )
+    loop = ClosedLoop(
+        concurrency=clients,
+        prompt_tokens=float(prompt_tokens),
+        output_tokens=float(output_tokens),
+        length_spread_frac=0.0,
+        requests_per_client=4,
+        chunk_tokens=chunk,
+        max_batch=held,
+        admission_s=engine.admission_s,
+        tokens_per_step=tokens_per_step,
+    )
+    seen = run_closed_loop(loop, times)
+    batch = min(clients, held)
+    decode = iteration_cost(model, table, engine, machine, IterationWork.of(0, 0, batch, batch * context[0]))
+    prompt = iteration_cost(model, table, engine, machine, IterationWork.of(chunk, 0, 0, 0))
+    output = seen.throughput_tokens_per_s * config.dp
+    cost = offer.usd_per_hour * config.num_devices
+    tdp_w = offer.device.tdp_w
+    return ServingEstimate(
+        model=model.name,
+        device=offer.device.name,
+        engine=engine.name,
+        num_devices=config.num_devices,
+        concurrency=concurrency,
+        ttft_s=seen.ttft_mean_s,
+        tpot_s=seen.tpot_mean_s,
+        throughput_tokens_per_s=output,
+        decode_parts_s=decode.parts(0),
+        prefill_parts_s=prompt.parts(0),
+        memory_parts_bytes={
+            "weights": float(memory.weights_bytes[0]),
+            "activations": float(memory.activations_bytes[0]),
+            "reserve": float(memory.reserve_bytes[0]),
+            "cache": float(memory.kv_budget_bytes[0]),
+        },
+        max_requests=held,
+        cost_usd_per_hour=cost,
+        cost_usd_per_million_output_tokens=cost / (output * 3600.0) * 1e6,
+        watts=None if tdp_w is None else 0.58 * tdp_w * config.num_devices,
+    )
