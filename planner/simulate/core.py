@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
@@ -17,14 +18,16 @@ from planner.simulate.routers import Target, make_router
 from planner.simulate.settings import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from costmodels.traces import Trace
     from planner.simulate.fleet import EngineSpec, Fleet, Pool
 
-__all__ = ["Raw", "Simulation", "simulate"]
+__all__ = ["GiveUp", "Raw", "Simulation", "simulate", "simulate_unless"]
 
 _NEVER = float("inf")
+_ASK_EVERY = 256
+
+
+GiveUp = Callable[[RequestTable, int, float], bool]
 
 
 @dataclass(slots=True)
@@ -52,7 +55,19 @@ def simulate(fleet: Fleet, trace: Trace, *, seed: int = 0) -> Raw:
     InfeasibleError
         if some request fits in no engine that may take it.
     """
-    return Simulation(fleet, trace, seed).run()
+    raw = Simulation(fleet, trace, seed).run()
+    assert raw is not None
+    return raw
+
+
+def simulate_unless(fleet: Fleet, trace: Trace, give_up: GiveUp, *, seed: int = 0) -> Raw | None:
+    """Return the raw outcome as `simulate` does, or None once `give_up` says so.
+
+    Parameters
+    ----------
+    give_up : asked after every few hundred arrivals with (table, requests arrived, time).
+    """
+    return Simulation(fleet, trace, seed).run(give_up)
 
 
 class Simulation:
@@ -96,8 +111,8 @@ class Simulation:
         self.refresh_targets()
         self.lifecycle = Lifecycle(self, seed)
 
-    def run(self) -> Raw:
-        """Return the outcome after the last request has finished."""
+    def run(self, give_up: GiveUp | None = None) -> Raw | None:
+        """Return the outcome after the last request has finished, or None if `give_up` ended it."""
         self._check_fits()
         arrival_s = self.table.arrival_s
         count = len(arrival_s)
@@ -113,6 +128,8 @@ class Simulation:
                 self.now_s = next_s
                 self.arrive(request)
                 request += 1
+                if give_up is not None and request % _ASK_EVERY == 0 and give_up(self.table, request, next_s):
+                    return None
                 next_s = arrival_s[request] if request < count else _NEVER
             else:
                 message = f"{self.num_left} requests can never finish: no engine comes back to take them"

@@ -15,17 +15,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hardware.errors import InputError
-from planner.simulate.core import simulate
+from planner.simulate.core import simulate_unless
 from planner.simulate.outcome import Measurement, latencies
+from planner.simulate.settings import Role
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from costmodels.job import Slo
     from costmodels.traces import Trace
-    from planner.simulate.fleet import Fleet
+    from planner.simulate.core import GiveUp
+    from planner.simulate.fleet import EngineSpec, Fleet
+    from planner.simulate.requests import RequestTable
 
-__all__ = ["Estimate", "Goodput", "find_goodput", "meets", "rate_bound_per_s", "replicate"]
+__all__ = ["Estimate", "Goodput", "check_all", "find_goodput", "meets", "rate_bound_per_s", "replicate"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,52 +54,113 @@ class Estimate:
     num_replications: int
 
 
-def rate_bound_per_s(fleet: Fleet, trace: Trace) -> float:
+def rate_bound_per_s(fleet: Fleet, trace: Trace, slo: Slo | None = None) -> float:
     """Return a rate of requests that the fleet cannot pass, from iteration times alone.
 
     Prompts: each engine's fastest time per prompt token over the trace's mean prompt. Decodes: the tokens per
-    second of the largest batch that fits the cache at the mean context, each token's cached context read.
+    second of the best batch that fits the cache, each sequence with at least its prompt cached; with a target
+    for the time per token, of the batches that keep it.
     """
-    mean_prompt, mean_output = float(trace.prompt_tokens.mean()), float(trace.output_tokens.mean())
-    busy_s = {"prefill": 0.0, "decode": 0.0}
-    rates = {"prefill": 0.0, "decode": 0.0, "both": 0.0}
+    mean_prompt = float(trace.prompt_tokens.mean())
+    steps = np.maximum(trace.output_tokens - 1, 0)
+    # Of the sequences in a batch at any time, long outputs are there for longer.
+    batch_prompt = float((trace.prompt_tokens * steps).sum() / max(steps.sum(), 1)) or 1.0
+    tpot_s = slo.tpot_s if slo is not None and slo.tpot_s is not None else math.inf
+    rates = {Role.PREFILL: 0.0, Role.DECODE: 0.0, Role.BOTH: 0.0}
     for pool in fleet.pools:
         spec = pool.engine
         engines = pool.num_engines * spec.num_ranks * spec.num_lanes
-        settings = spec.settings
-        context = mean_prompt + mean_output / 2.0
-        batch = max(1, min(settings.max_seqs, int(spec.kv_tokens / max(context, 1.0))))
-        step_tokens = settings.speculation.tokens_per_step if settings.speculation else 1.0
-        decode_s = min(
-            spec.timer.decode_s(size, size * mean_prompt) / size for size in {1, max(batch // 2, 1), batch}
-        )
-        busy_s["decode"] = max(mean_output - 1.0, 0.0) * decode_s / step_tokens
-        busy_s["prefill"] = spec.timer.prompt_bound_s(mean_prompt)
-        if spec.role.value == "both":
-            # Both phases may share an iteration, so only the longer of the two is certain.
-            rates["both"] += engines / max(*busy_s.values(), 1e-12)
-        else:
-            rates[spec.role.value] += engines / max(busy_s[spec.role.value], 1e-12)
-    split = min(rates["prefill"], rates["decode"])
-    return rates["both"] + split
+        prefill_s = 0.0 if spec.role is Role.DECODE else spec.timer.prompt_bound_s(mean_prompt)
+        decode_s = 0.0
+        if spec.role is not Role.PREFILL:
+            decode_s = float(steps.mean()) * _token_bound_s(spec, batch_prompt, tpot_s)
+        # Both phases may share an iteration, so only the longer of the two is certain.
+        rates[spec.role] += engines / max(prefill_s, decode_s, 1e-12)
+    return rates[Role.BOTH] + min(rates[Role.PREFILL], rates[Role.DECODE])
+
+
+def _token_bound_s(spec: EngineSpec, mean_prompt: float, tpot_s: float) -> float:
+    """Return the least time per token of any decode batch; infinite where none keeps the target."""
+    settings = spec.settings
+    largest = max(
+        1, min(settings.max_seqs // spec.num_lanes, int(spec.kv_tokens / spec.num_lanes / mean_prompt))
+    )
+    step_tokens = settings.speculation.tokens_per_step if settings.speculation else 1.0
+    sizes = sorted({1, largest, *(int(largest * i / 16) for i in range(1, 16))} - {0})
+    best_s = math.inf
+    for size in sizes:
+        time_s = spec.timer.decode_s(size, size * mean_prompt)
+        if time_s / step_tokens <= tpot_s:
+            best_s = min(best_s, time_s / size / step_tokens)
+    return best_s
 
 
 def meets(
-    fleet: Fleet, trace: Trace, slo: Slo, *, seed: int = 0, warm_up_frac: float = 0.1
+    fleet: Fleet, trace: Trace, slo: Slo, *, seed: int = 0, warm_up_frac: float = 0.1, joint: bool = False
 ) -> tuple[bool, float]:
-    """Return whether the fleet keeps every target at its percentile, and the share of requests within all."""
-    rule = Measurement(warm_up_s=warm_up_frac * trace.span_s)
-    seen = latencies(simulate(fleet, trace, seed=seed), rule)
+    """Return whether the fleet keeps the targets, and the share of requests within all of them.
+
+    The run ends early, with a share of 0, once more first tokens are late than the percentile allows.
+
+    Parameters
+    ----------
+    warm_up_frac : of the trace's span; requests that arrive in it are simulated, not counted.
+    joint : the share within *all* targets must reach the percentile, rather than each target at its own.
+    """
+    warm_s = float(trace.arrival_s[0]) + warm_up_frac * trace.span_s
+    first = int(np.searchsorted(trace.arrival_s, warm_s))
+    raw = simulate_unless(fleet, trace, _too_many_late(slo, first, len(trace)), seed=seed)
+    if raw is None:
+        return False, 0.0
+    seen = latencies(raw, Measurement(warm_up_s=warm_up_frac * trace.span_s))
     within = np.ones(len(seen.request), dtype=bool)
     kept = True
     for name, target_s in slo.targets.items():
         values = getattr(seen, name)
-        met = np.isnan(values) | (values <= target_s)
-        within &= met
-        kept &= (
-            float(np.percentile(seen.of(name), slo.percentile)) <= target_s if len(seen.of(name)) else True
-        )
-    return kept, float(within.mean())
+        within &= np.isnan(values) | (values <= target_s)
+        known = seen.of(name)
+        kept &= not len(known) or float(np.percentile(known, slo.percentile)) <= target_s
+    share = float(within.mean()) if len(within) else 1.0
+    return (share >= slo.percentile / 100.0 if joint else kept), share
+
+
+def _too_many_late(slo: Slo, first: int, count: int) -> GiveUp:
+    """Return the rule that ends a run: too many counted requests had no first token in time.
+
+    Two more than the percentile allows are needed, since it is interpolated between requests.
+    """
+    allowed = (1.0 - slo.percentile / 100.0) * (count - first) + 2.0
+    checked, late = first, 0
+
+    def give_up(table: RequestTable, arrived: int, now_s: float) -> bool:
+        nonlocal checked, late
+        if slo.ttft_s is None:
+            return False
+        while checked < arrived and table.arrival_s[checked] + slo.ttft_s < now_s:
+            late += table.first_s[checked] - table.arrival_s[checked] > slo.ttft_s
+            checked += 1
+        return late > allowed
+
+    return give_up
+
+
+def check_all(
+    jobs: Sequence[tuple[Fleet, Trace]], slo: Slo, *, seed: int = 0, num_jobs: int = -1
+) -> list[tuple[bool, float]]:
+    """Return `meets` of every fleet with its trace, side by side on all cores (or a joblib backend).
+
+    A fleet whose analytic bound lies below the trace's rate is not simulated.
+    """
+    from joblib import Parallel, delayed
+
+    answers: list[tuple[bool, float]] = [(False, 0.0)] * len(jobs)
+    open_jobs = [
+        i for i, (fleet, trace) in enumerate(jobs) if rate_bound_per_s(fleet, trace) >= trace.rate_per_s
+    ]
+    found = Parallel(n_jobs=num_jobs)(delayed(meets)(*jobs[i], slo, seed=seed) for i in open_jobs)
+    for i, answer in zip(open_jobs, found, strict=True):
+        answers[i] = answer
+    return answers
 
 
 def find_goodput(
@@ -121,10 +185,9 @@ def find_goodput(
     """
 
     def kept(rate: float) -> tuple[bool, float]:
-        each, share = meets(fleet, trace.scaled(rate), slo, seed=seed, warm_up_frac=warm_up_frac)
-        return (share >= slo.percentile / 100.0 if joint else each), share
+        return meets(fleet, trace.scaled(rate), slo, seed=seed, warm_up_frac=warm_up_frac, joint=joint)
 
-    bound = bound_per_s if bound_per_s is not None else rate_bound_per_s(fleet, trace)
+    bound = bound_per_s if bound_per_s is not None else rate_bound_per_s(fleet, trace, slo)
     high, low, low_share = bound, 0.0, 0.0
     failed = math.inf
     probes = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,11 @@ from costmodels.job import Slo
 from hardware.errors import InputError, SpecError
 from hardware.schema import validate
 from planner.simulate.fleet import Fleet
-from planner.simulate.fleet_file import EngineEntry, FleetFile, fleet_from_file
+from planner.simulate.fleet_file import FleetFile, fleet_from_file
 
 __all__ = ["read_plan_fleet"]
 
-_ENGINE_KEYS = {f.name for f in fields(EngineEntry)}
+_NO_LIMIT = 1 << 40
 
 
 def read_plan_fleet(path: Path) -> tuple[Fleet, Slo | None]:
@@ -41,32 +40,65 @@ def read_plan_fleet(path: Path) -> tuple[Fleet, Slo | None]:
     if not plans:
         raise SpecError(str(path), ["plans: holds no plan to simulate"])
     request = document.get("request", {})
-    entry = validate(FleetFile, _fleet_entry(plans[0], request), str(path), prefix="plans.0")
+    try:
+        document = _fleet_entry(plans[0], request)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise SpecError(
+            str(path), [f"plans.0: is no serving plan ({error!r} in its mix or routing)"]
+        ) from None
+    entry = validate(FleetFile, document, str(path), prefix="plans.0")
     return fleet_from_file(entry, where=str(path), folder=path.parent), _slo(request, str(path))
 
 
 def _fleet_entry(plan: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
-    """Return the plan's mix in the form of a fleet file."""
-    pools = []
-    for number, part in enumerate(plan.get("mix", [])):
-        engine = {k: v for k, v in part.get("engine", {}).items() if k in _ENGINE_KEYS and v is not None}
-        engine.setdefault("model", part.get("model", request.get("model")))
-        engine.setdefault("device", part.get("device"))
-        if "role" in part:
-            engine.setdefault("role", part["role"])
-        pools.append(
-            {
-                "name": part.get("name", f"{part.get('device')}-{number}"),
-                "count": part["count"],
-                "engine": engine,
-            }
-        )
-    routing = plan.get("routing", {})
-    entry: dict[str, Any] = {"pools": pools}
-    for key in ("router", "decode_router", "shares"):
-        if routing.get(key):
-            entry[key] = routing[key]
+    """Return the plan's mix and routes in the form of a fleet file."""
+    stack = plan.get("strategy", {}).get("engine", "vllm")
+    pools = [_pool_entry(part, request, stack) for part in plan.get("mix", [])]
+    entry: dict[str, Any] = {"pools": pools, "catalogs": request.get("catalog", [])}
+    doors = [part["name"] for part in plan.get("mix", []) if part.get("role") != "decode"]
+    if len(doors) > 1:
+        entry["router"] = "size"
+        entry["shares"] = [
+            [
+                route.get("prompt_tokens_up_to") or _NO_LIMIT,
+                route.get("output_tokens_up_to") or _NO_LIMIT,
+                [float(route["shares"].get(pool["name"], 0.0)) for pool in pools],
+            ]
+            for route in plan.get("routing", [])
+            if route.get("role") != "decode"
+        ]
     return entry
+
+
+def _pool_entry(part: dict[str, Any], request: dict[str, Any], stack: str) -> dict[str, Any]:
+    config = dict(part.get("config", {}))
+    engine = {
+        "model": request.get("model"),
+        "device": part.get("device"),
+        "stack": stack,
+        "role": part.get("role", "both"),
+        "policy": "vllm" if config.pop("chunked", True) else "prefill-first",
+        "usd_per_hour": part["usd_per_hour"] / part["devices_per_instance"],
+    }
+    for theirs, ours in (("max_batch", "max_seqs"), ("draft_tokens", "speculative_tokens")):
+        if theirs in config:
+            engine[ours] = config.pop(theirs)
+    drafts = engine.get("speculative_tokens", 0)
+    if drafts:
+        engine["acceptance_frac"] = _acceptance(drafts, float(request.get("accepted_tokens", 0.0)))
+    return {"name": part["name"], "count": part["count"], "engine": engine | config}
+
+
+def _acceptance(drafts: int, accepted: float) -> float:
+    """Return the chance a per draft at which `accepted` are kept on average: a + a^2 + ... + a^drafts."""
+    low, high = 0.0, 1.0 - 1e-9
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        if sum(middle**i for i in range(1, drafts + 1)) < accepted:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def _slo(request: dict[str, Any], where: str) -> Slo | None:
