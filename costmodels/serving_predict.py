@@ -106,7 +106,7 @@ def loop_times(
     chunk : prompt tokens of one mixed iteration.
     prompt, output : mean tokens of a request.
     """
-    nodes = np.unique(np.append(_NODES[_NODES < clients], [float(clients)]))
+    nodes = np.unique(np.append(_NODES[clients > _NODES], [float(clients)]))
     context = prompt + output / 2.0
     prompts = np.full(len(nodes), max(chunk / prompt, 1.0))
     cached = max(0.0, prompt - chunk) / 2.0

@@ -300,6 +300,6 @@ def bound_words(capacity: Capacity, slo: Slo) -> str:
         ("TTFT", slo.ttft_s, capacity.best_ttft_s),
         ("TPOT", slo.tpot_s, capacity.best_tpot_s),
     ):
-        if target is not None and best.size and math.isfinite(float(best.min())):
+        if target is not None and best.size and 0.0 < float(best.max(axis=1).min()) < math.inf:
             parts.append(f"{name} target {target:g} s, lowest possible {float(best.max(axis=1).min()):.4g} s")
     return "; ".join(parts)

@@ -135,7 +135,7 @@ def find_items(
                 for row in range(len(space.table))
             ]
             items += _worth_mixing(usable)
-            if role != "prefill":
+            if role == "both" or (role == "decode" and request.form == "split"):
                 bounds.append(f"{offer.device.name}: {bound_words(capacity, request.slo)}")
     return ItemSearch(
         items=tuple(items),

@@ -173,7 +173,7 @@ def check_mix(problem: MixProblem, solution: MixSolution) -> list[str]:
     ]
     for limit in problem.limits:
         taken = float(limit.per_instance @ solution.count)
-        if taken > limit.total * (1.0 + _LOAD_TOLERANCE) + 1e-9:
+        if taken > limit.total + abs(limit.total) * _LOAD_TOLERANCE + 1e-9:
             problems.append(f"{limit.name}: {taken:g} of {limit.total:g}")
     return problems
 

@@ -1,0 +1,163 @@
+"""Serving plans: workload, capacity, limits, bad input, files."""
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from costmodels.job import Slo
+from costmodels.models import find_model
+from costmodels.serving_config import ServingConfig, ServingTable
+from costmodels.serving_engine import find_engine
+from costmodels.serving_machine import serving_machine
+from hardware.catalog import find_device
+from hardware.errors import InfeasibleError, InputError, SpecError, UnknownNameError
+from planner.cli.main import build_app
+from planner.plan_io import plan_text, read_plan, write_plan
+from planner.serving_capacity import grid_times, joint_capacity
+from planner.serving_plan import plan_serving
+from planner.serving_request import read_serve_request
+from planner.serving_workload import bucketise, read_workload
+
+FLAGS = {
+    "model": "llama-3.1-8b", "gpus": ("l4", "a100-80gb"), "workload": "fixed:512x128", "rate_per_s": 4.0,
+    "slo_ttft_s": 2.0, "slo_tpot_s": 0.1, "percentile": 95.0, "usd_per_hour": {"l4": 0.7, "a100-80gb": 3.67},
+    "simulate": False,
+}  # fmt: skip
+
+
+def plan(**changes):
+    return plan_serving(read_serve_request(None, FLAGS | changes))
+
+
+def test_buckets_keep_the_rate_and_the_mean():
+    traffic = read_workload("azure-conv", rate_per_s=3.0).traffic
+    buckets = bucketise(traffic)
+    assert buckets.rate_per_s.sum() == pytest.approx(3.0)
+    assert buckets.rate_per_s @ buckets.prompt_tokens / 3.0 == pytest.approx(traffic.mean_prompt_tokens)
+
+
+def test_named_distribution_has_its_quantiles():
+    traffic = read_workload("azure-conv", rate_per_s=1.0).traffic
+    assert np.median(traffic.prompt_tokens) == pytest.approx(1020, rel=0.1)
+
+
+def test_capacity_falls_with_length_and_with_tighter_targets():
+    model, engine = find_model("llama-3.1-8b"), find_engine("vllm")
+    machine = serving_machine(find_device("h100"))
+    table = ServingTable.from_configs([ServingConfig(max_batch=256)])
+    buckets = bucketise(read_workload("azure-conv", rate_per_s=1.0).traffic)
+    times = grid_times(model, table, engine, machine, buckets)
+
+    def rate(tpot_s):
+        slo = Slo(tpot_s=tpot_s, ttft_s=5.0)
+        return joint_capacity(model, table, engine, machine, buckets, slo, times=times).rate_per_s[0]
+
+    assert (rate(0.02) <= rate(0.05) + 1e-12).all()
+    same = buckets.output_up_to == 256
+    assert (np.diff(rate(0.05)[same]) <= 1e-9).all()
+
+
+def test_plan_serves_all_and_proves_its_cost(tmp_path):
+    found = plan()
+    best = found.plans[0]
+    assert all(check.holds for check in best.certificate)
+    assert best.predicted.cost_usd_per_hour == pytest.approx(sum(m.count * m.usd_per_hour for m in best.mix))
+    for route in best.routing:
+        assert sum(route.shares.values()) == pytest.approx(1.0)
+    write_plan(found, tmp_path / "plan.json")
+    assert plan_text(read_plan(tmp_path / "plan.json")) == plan_text(found)
+
+
+def test_same_request_same_bytes_but_for_the_clock():
+    first, second = (json.loads(plan_text(plan())) for _ in range(2))
+    for document in (first, second):
+        document["search"].pop("wall_s")
+    assert first == second
+
+
+def test_limits_bind():
+    base = plan(form="joint").plans[0].predicted.cost_usd_per_hour
+    spare = plan(form="joint", spare_instances=1).plans[0].predicted.cost_usd_per_hour
+    assert spare > base
+    kept = plan(form="joint", min_devices={"a100-80gb": 3}).plans[0]
+    assert sum(m.count * m.devices_per_instance for m in kept.mix if m.device == "a100-80gb") >= 3
+    with pytest.raises(InfeasibleError, match="budget"):
+        plan(form="joint", budget_usd_per_hour=0.5)
+
+
+def test_simulation_confirms_the_plan():
+    found = plan(simulate=True, form="joint")
+    assert found.plans[0].predicted.simulated.holds
+
+
+def test_targets_below_the_physical_bound_name_the_bound():
+    with pytest.raises(InfeasibleError, match="lowest possible"):
+        plan(slo_tpot_s=1e-4)
+
+
+def test_a_device_that_cannot_hold_the_model_is_left_out_with_the_reason():
+    found = plan(
+        model="llama-3.1-70b",
+        rate_per_s=0.5,
+        gpus=("l4", "h200"),
+        usd_per_hour={"l4": 0.1, "h200": 9.0},
+        max_devices_per_instance=4,
+        slo_ttft_s=5.0,
+    )
+    assert {m.device for m in found.plans[0].mix} == {"h200"}
+    assert any("l4" in e.rule and "fit" in e.rule for e in found.search.excluded)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"usd_per_hour": {"l4": 0.0}}, SpecError, "usd_per_hour"),
+        ({"usd_per_hour": {"h100": 1.0}}, SpecError, "no such device"),
+        ({"gpus": ("l44",)}, SpecError, "l4"),
+        ({"workload": "nothing"}, UnknownNameError, "workload"),
+        ({"rate_per_s": None}, InputError, "rate_per_s"),
+        ({"slo_ttft_s": None, "slo_tpot_s": None}, SpecError, "at least one target"),
+        ({"draft_tokens": 2}, SpecError, "accepted"),
+    ],
+)
+def test_bad_requests_are_named(changes, error, words):
+    with pytest.raises(error, match=words):
+        plan_serving(read_serve_request(None, FLAGS | changes))
+
+
+def test_bad_histogram_and_trace(tmp_path):
+    histogram = tmp_path / "h.csv"
+    histogram.write_text("prompt_tokens,output_tokens,share_frac\n100,10,0.5\n200,10,0\n", encoding="utf-8")
+    with pytest.raises(SpecError, match="empty bucket"):
+        read_workload(str(histogram), rate_per_s=1.0)
+    trace = tmp_path / "t.csv"
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n1,5,5\n0,5,5\n", encoding="utf-8")
+    with pytest.raises(SpecError, match="line 3"):
+        read_workload(str(trace), rate_per_s=None)
+
+
+def test_command_line_prints_the_file_and_uses_its_exit_codes():
+    runner = CliRunner()
+    words = ["plan", "serve", "--model", "llama-3.1-8b", "--gpus", "a100-80gb", "--workload", "fixed:512x128"]
+    words += ["--rate-per-s", "2", "--slo-ttft-s", "2", "--no-simulate"]
+    good = runner.invoke(build_app(words), [*words, "--slo-tpot-s", "0.1", "--json"])
+    assert good.exit_code == 0
+    assert json.loads(good.stdout)["kind"] == "serve"
+    assert runner.invoke(build_app(words), [*words, "--slo-tpot-s", "0.00001"]).exit_code == 3
+    estimate = [
+        "estimate",
+        "serve",
+        "--model",
+        "llama-3.1-8b",
+        "--gpu",
+        "h100",
+        "--concurrency",
+        "8",
+        "--json",
+    ]
+    shown = runner.invoke(build_app(estimate), estimate)
+    assert json.loads(shown.stdout)["tpot_s"] > 0
+    big = ["estimate", "serve", "--model", "llama-3.1-405b", "--gpu", "l4"]
+    assert runner.invoke(build_app(big), big).exit_code == 3
