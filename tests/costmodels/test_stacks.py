@@ -1,0 +1,116 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from costmodels.kernels_fit import TreeSettings, fit_trees
+from costmodels.keys import Keys
+from costmodels.learned import FEATURES, Correction, box_of, find_correction
+from costmodels.run_table import RunRow
+from costmodels.stack_choice import stack_of_run
+from costmodels.stack_fit import StackSamples, family, fit_stacks, predict_stacks
+from costmodels.stacks import FITTED, Stack, find_stack, stack_names
+from costmodels.step_time import step_parts
+from costmodels.strategy import ConfigTable, Strategy
+from costmodels.training import training_inputs
+from hardware.errors import UnknownNameError
+from tests.costmodels.cases import cluster, gpt_job
+
+
+@pytest.mark.parametrize("name", stack_names())
+def test_every_stack_states_what_it_does_and_on_what_evidence(name: str) -> None:
+    stack = find_stack(name)
+    assert stack.summary
+    assert stack.evidence
+    assert all(getattr(stack, n) > 0 for n in FITTED)
+    assert 0 < stack.sigma < 1
+
+
+def test_device_factor_scales_matmul_only() -> None:
+    stack = replace(Stack(name="x"), adjust=(("h100/bf16", 1.2),))
+    assert stack.on("h100", "bf16").gemm == pytest.approx(1.2)
+    assert stack.on("h100", "bf16").vector == 1.0
+    assert stack.on("a100-80gb", "bf16").gemm == 1.0
+
+
+def test_unknown_coefficient_is_refused() -> None:
+    with pytest.raises(UnknownNameError, match="gem"):
+        Stack(name="x").with_fitted({"gem": 1.0})
+
+
+def _row(**values: str) -> RunRow:
+    from collections import Counter
+
+    return RunRow(values=values, where="t", line=2, filled=Counter())
+
+
+@pytest.mark.parametrize(
+    ("values", "stack"),
+    [
+        ({"source": "vTrain-multi", "kernel": "megatron-fused-softmax"}, "megatron-deepspeed-2021"),
+        ({"source": "Megatron-Bridge", "source_ref": "docs [25.11 NeMo Container]"}, "megatron-core-25.09"),
+        ({"source": "Megatron-Bridge", "source_ref": "docs [26.04 NeMo Container]"}, "megatron-core-26.02"),
+        ({"source": "Megatron-Bridge", "source_ref": "docs [26.08 NeMo Container]"}, "megatron-core"),
+        ({"source": "elsewhere", "kernel": "flash_attention2 + RMSNorm kernel"}, "megatron-flash2-rms"),
+        ({"source": "elsewhere", "kernel": "torch"}, "megatron-unfused"),
+        ({"source": "elsewhere", "gpu": "H100", "zero": "3"}, "fsdp2"),
+        ({"source": "elsewhere", "gpu": "A100", "sp": "1"}, "megatron-2022"),
+    ],
+)
+def test_stack_of_a_run(values: dict[str, str], stack: str) -> None:
+    assert stack_of_run(_row(**values)) == stack
+
+
+def test_family_drops_the_version() -> None:
+    assert family("megatron-core-26.02") == "megatron-core"
+    assert family("megatron-core") == "megatron-core"
+    assert family("nemo-mlperf") == "nemo-mlperf"
+
+
+def test_fit_recovers_a_slower_stack_from_its_runs() -> None:
+    """Runs made by a stack with slow attention and slow gradient reduction are explained by those two."""
+    strategies = [
+        Strategy(tp=tp, dp=16 // tp, micro_batch=b, zero=1) for tp in (1, 2, 4, 8) for b in (1, 2, 4)
+    ]
+    inputs = training_inputs(gpt_job(), cluster(), ConfigTable.from_strategies(strategies))
+    believed = Stack(name="made-up", overlap_gradients=False)
+    truth = replace(believed, attention=2.0, dp_comm=1.8)
+    samples = StackSamples(
+        inputs=inputs,
+        measured_s=step_parts(inputs, truth).total_s,
+        stack=np.array(["made-up"] * len(strategies)),
+        key=np.array(["a100-80gb/bf16"] * len(strategies)),
+        unmeasured=frozenset(),
+    )
+    rows = np.arange(len(strategies))
+    fitted, pooled = fit_stacks({"made-up": believed}, samples, rows)
+    predicted = predict_stacks(fitted, pooled, samples, rows)
+    assert np.abs(predicted / samples.measured_s - 1).max() < 0.03
+    assert fitted["made-up"].attention > 1.4
+    assert fitted["made-up"].dp_comm > 1.4
+
+
+def test_correction_is_silent_outside_its_box() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.uniform(1.0, 2.0, size=(300, len(FEATURES)))
+    target = 0.3 * (features[:, 0] > 1.5)
+    low, high = box_of(features)
+    settings = TreeSettings(num_trees=40, depth=3, learning_rate=0.2)
+    correction = Correction(trees=fit_trees(features, target, settings), low=low, high=high, sigma=0.1)
+    assert np.abs(correction.log_ratio(features) - target).mean() < 0.05
+    outside = features.copy()
+    outside[:, FEATURES.index("hidden")] = 99.0
+    assert not correction.covers(outside).any()
+    assert (correction.log_ratio(outside) == 0).all()
+
+
+def test_a_stack_without_evidence_has_no_correction() -> None:
+    assert find_correction("megatron-unfused") is None
+
+
+def test_keys_gather_back_every_row() -> None:
+    a, b = np.array([3, 1, 3, 1]), np.array([0, 2, 0, 5])
+    keys = Keys.of(a, b)
+    assert len(keys.first) == 3
+    assert (a[keys.first][keys.inverse] == a).all()
+    assert (b[keys.first][keys.inverse] == b).all()

@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from costmodels.job import TrainingJob
+from costmodels.models import find_model
+from costmodels.strategy import ConfigTable, Recompute, Strategy
+from costmodels.training import evaluate, rated_peak_flops_per_s
+from hardware.catalog import find_device
+from hardware.errors import UnknownNameError
+from tests.costmodels.cases import MIXTURE, cluster, gpt_job
+
+WORLD = 16
+
+
+def _strategies() -> list[Strategy]:
+    dense = [
+        Strategy(tp=tp, pp=pp, dp=WORLD // (tp * pp), micro_batch=mbs, zero=zero, sequence_parallel=tp > 1)
+        for tp in (1, 2, 8)
+        for pp in (1, 2)
+        for mbs in (1, 2)
+        for zero in (0, 1)
+    ]
+    return [*dense, Strategy(dp=WORLD, zero=3, micro_batch=2), Strategy(tp=2, dp=8, recompute=Recompute.FULL)]
+
+
+@st.composite
+def dense_strategies(draw: st.DrawFn) -> Strategy:
+    tp = draw(st.sampled_from([1, 2, 4, 8]))
+    pp = draw(st.sampled_from([p for p in (1, 2, 4) if tp * p <= WORLD]))
+    return Strategy(
+        tp=tp,
+        pp=pp,
+        dp=WORLD // (tp * pp),
+        micro_batch=draw(st.sampled_from([1, 2, 4])),
+        sequence_parallel=tp > 1 and draw(st.booleans()),
+        recompute=draw(st.sampled_from(list(Recompute))),
+        zero=draw(st.sampled_from([0, 1])),
+    )
+
+
+def test_parts_sum_to_the_step() -> None:
+    """The total is its parts, so a breakdown never disagrees with it."""
+    costs = evaluate(gpt_job(), cluster(), ConfigTable.from_strategies(_strategies()))
+    assert np.allclose(sum(costs.time_parts().values()), costs.step_s)
+    assert np.allclose(sum(costs.memory.parts().values()), costs.peak_memory_bytes)
+
+
+def test_one_row_costs_what_it_costs_among_many() -> None:
+    """One code path: a strategy alone is a table of one row."""
+    strategies = _strategies()
+    together = evaluate(gpt_job(), cluster(), ConfigTable.from_strategies(strategies))
+    for i, strategy in enumerate(strategies):
+        alone = evaluate(gpt_job(), cluster(), ConfigTable.from_strategies([strategy]))
+        assert alone.step_s[0] == pytest.approx(together.step_s[i])
+        assert alone.peak_memory_bytes[0] == pytest.approx(together.peak_memory_bytes[i])
+
+
+@settings(max_examples=25, deadline=None)
+@given(strategy=dense_strategies(), factor=st.floats(1.1, 8.0))
+def test_more_bandwidth_is_never_slower(strategy: Strategy, factor: float) -> None:
+    table = ConfigTable.from_strategies([strategy])
+    slow = evaluate(gpt_job(), cluster(), table, corrected=False).step_s[0]
+    between = evaluate(gpt_job(), cluster(inter=25e9 * factor), table, corrected=False).step_s[0]
+    inside = evaluate(gpt_job(), cluster(intra=300e9 * factor), table, corrected=False).step_s[0]
+    assert between <= slow * (1 + 1e-9)
+    assert inside <= slow * (1 + 1e-9)
+
+
+@settings(max_examples=20, deadline=None)
+@given(strategy=dense_strategies())
+def test_half_the_batch_never_takes_longer(strategy: Strategy) -> None:
+    table = ConfigTable.from_strategies([strategy])
+    whole = evaluate(gpt_job(global_batch=128), cluster(), table, corrected=False).step_s[0]
+    half = evaluate(gpt_job(global_batch=64), cluster(), table, corrected=False).step_s[0]
+    assert half <= whole * (1 + 1e-9)
+
+
+def test_full_recompute_costs_time_and_saves_memory() -> None:
+    """One more forward pass: between a fifth and a half of the step (44 matched public pairs: 1.05 to
+    1.61)."""
+    rows = [Strategy(tp=2, dp=8, micro_batch=2, recompute=r) for r in (Recompute.NONE, Recompute.FULL)]
+    costs = evaluate(gpt_job(stack="megatron-2022"), cluster(), ConfigTable.from_strategies(rows))
+    assert 1.05 < costs.step_s[1] / costs.step_s[0] < 1.61
+    assert costs.memory.activations_bytes[1] < 0.3 * costs.memory.activations_bytes[0]
+
+
+def test_bubble_follows_the_pipeline_formula() -> None:
+    """(p - 1) / m of the work of one stage, divided by the model chunks."""
+    job = TrainingJob(model=find_model("gpt3-13b"), seq_len=2048, global_batch=32)
+    rows = [Strategy(pp=4, dp=4, micro_batch=1), Strategy(pp=4, dp=4, micro_batch=1, vpp=2)]
+    costs = evaluate(job, cluster(), ConfigTable.from_strategies(rows), corrected=False)
+    assert costs.bubble_s[0] == pytest.approx(2 * costs.bubble_s[1], rel=1e-6)
+    work = costs.forward_s[0] + costs.backward_s[0] + costs.host_s[0]
+    assert costs.bubble_s[0] / work == pytest.approx(3 / 8, rel=0.15)
+
+
+def test_interval_holds_the_prediction() -> None:
+    costs = evaluate(gpt_job(), cluster(), ConfigTable.from_strategies(_strategies()))
+    assert (costs.step_low_s < costs.step_s).all()
+    assert (costs.step_s < costs.step_high_s).all()
+
+
+def test_full_sharding_divides_states_over_all_ranks() -> None:
+    rows = [Strategy(dp=WORLD, zero=z) for z in (0, 1, 2, 3)]
+    memory = evaluate(gpt_job(), cluster(), ConfigTable.from_strategies(rows)).memory
+    states = memory.weights_bytes + memory.gradients_bytes + memory.optimizer_bytes
+    assert (np.diff(states) < 0).all()
+    assert memory.optimizer_bytes[1] == pytest.approx(memory.optimizer_bytes[0] / WORLD)
+
+
+def test_experts_are_cut_by_expert_degree() -> None:
+    job = TrainingJob(model=MIXTURE, seq_len=2048, global_batch=32)
+    rows = [Strategy(dp=WORLD, ep=e, zero=1) for e in (1, 8)]
+    costs = evaluate(job, cluster(), ConfigTable.from_strategies(rows))
+    assert costs.memory.weights_bytes[1] < 0.5 * costs.memory.weights_bytes[0]
+    assert costs.ep_comm_s[0] == 0 < costs.ep_comm_s[1]
+
+
+def test_fewer_bits_never_slower_where_the_device_has_them() -> None:
+    """At the sizes that 8 bits are used for; small matmuls pay more for quantising than they save."""
+    table = ConfigTable.from_strategies([Strategy(tp=2, pp=4, dp=2, micro_batch=2, sequence_parallel=True)])
+    model = find_model("llama-3.1-70b")
+    jobs = [TrainingJob(model=model, seq_len=4096, global_batch=32, precision=p) for p in ("bf16", "fp8")]
+    times = [evaluate(job, cluster(device="h100"), table).step_s[0] for job in jobs]
+    assert times[1] < times[0]
+
+
+def test_rated_peak_follows_precision() -> None:
+    h100 = find_device("h100")
+    assert rated_peak_flops_per_s(h100, "bf16") == 989e12
+    assert rated_peak_flops_per_s(h100, "mxfp8") == 1979e12
+    assert rated_peak_flops_per_s(find_device("v100-32gb"), "fp16") == 125e12
+
+
+def test_unknown_stack_is_named_with_near_ones() -> None:
+    with pytest.raises(UnknownNameError, match="megatron-core"):
+        evaluate(gpt_job(stack="megatron-cor"), cluster(), ConfigTable.from_strategies([Strategy(dp=WORLD)]))
