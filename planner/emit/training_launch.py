@@ -7,6 +7,7 @@ from itertools import groupby
 from costmodels.strategy import Strategy
 from hardware.cluster import Cluster
 from hardware.errors import InputError
+from hardware.schema import validate
 from planner.emit.emission import Origin
 from planner.emit.model_shape import ModelShape, model_shape
 from planner.emit.rank_order import ORDERS, Seat, seats_in_order
@@ -100,7 +101,7 @@ def training_launch(
         if the plan names other hosts than its cluster has, or `host_file` another number of them.
     """
     plan = file.plans[origin.plan_number - 1]
-    request = TrainRequest(**_request_fields(file))
+    request = validate(TrainRequest, _request_fields(file), "plan", prefix="request")
     job, cluster = resolve(request)
     order, seats = seats_in_order(plan.placement.ranks, plan.strategy, orders)
     hosts, grouped = _hosts(seats, cluster, host_file)
