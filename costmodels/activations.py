@@ -1,7 +1,7 @@
 """Bytes that one layer keeps for its backward pass, per token and rank, by how it is sharded.
 
 Rules (Korthikanti et al., arXiv 2205.05198, section 4): a matmul keeps its input unless the operator before
-it kept the same tensor; a norm keeps its input; attention keeps queries, keys and values, and its score matrix
+it kept the same tensor; a norm keeps its input; attention keeps queries, keys and values, and its scores
 unless it is a flash kernel; an element-wise operator keeps what it states. Tensors inside a tensor-parallel
 pair are cut by tp; tensors outside it are whole, or cut by tp under sequence parallelism.
 

@@ -4,7 +4,7 @@ The figures are the allocator's (what the framework asked for), so slack and run
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,15 @@ def run_memory(run: MemoryRun) -> MemoryTable:
     """Return the memory of the last pipeline rank of one run, which is the rank that reports."""
     table = ConfigTable.from_strategies([run.strategy])
     c = replace(memory_coefficients(), workspace_bytes=run.workspace_bytes)
-    return stage_memory(run.job, table, run.stack, table.pp - 1, c, details=run.details)
+    memory = stage_memory(run.job, table, run.stack, table.pp - 1, c, details=run.details)
+    if run.encoder is None:
+        return memory
+    c = replace(c, workspace_bytes=0.0)
+    return _sum(memory, stage_memory(run.encoder, table, run.stack, table.pp - 1, c, details=run.details))
+
+
+def _sum(a: MemoryTable, b: MemoryTable) -> MemoryTable:
+    return MemoryTable(**{f.name: getattr(a, f.name) + getattr(b, f.name) for f in fields(MemoryTable)})
 
 
 def predict_memory(runs: list[MemoryRun]) -> tuple[Floats, Floats]:

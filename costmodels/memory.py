@@ -2,9 +2,9 @@
 
 Model states follow Megatron's and ZeRO's accounting (Rajbhandari et al., arXiv 1910.02054); activations
 follow `costmodels.activations` times the micro-batches in flight of the schedule (Narayanan et al., arXiv
-2104.04473). On top of what is in flight a rank holds, one after the other, either the logits and their fp32 copies (last
-stage) or what backward of one layer needs; the larger of the two counts. Every stage that can be the fullest
-is costed and the worst one is reported.
+2104.04473). On top of what is in flight a rank holds, one after the other, either the logits and their fp32
+copies (last stage) or what backward of one layer needs; the larger of the two counts. The first stage (most
+micro-batches in flight, embedding) and the last (logits, head) bound all others; the worse one is reported.
 """
 
 from dataclasses import dataclass, fields
@@ -74,7 +74,8 @@ def chunks_in_flight(
     group = pp if micro_batch_group is None else np.full_like(pp, micro_batch_group)
     plain = np.minimum(num_micro, pp - rank)
     interleaved = np.minimum(num_micro * vpp, 2 * (pp - rank - 1) + (vpp - 1) * group + 1)
-    return np.where(vpp > 1, interleaved, plain).astype(np.float64)
+    flight: Floats = np.where(vpp > 1, interleaved, plain).astype(np.float64)
+    return flight
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,13 +133,15 @@ def _in_flight(
     layers: Floats,
     rank: Ints,
     details: StageDetails,
+    imbalance_frac: float,
 ) -> Floats:
     """Return the activations of all micro-batches that wait for their backward pass."""
     tokens = table.micro_batch * job.seq_len / table.cp
     chosen = np.where(table.recompute_layers > 0, np.minimum(table.recompute_layers, layers), layers)
     again = np.where(table.recompute == Recompute.FULL, chosen, 0.0)
     selective = table.recompute == Recompute.SELECTIVE
-    kept = saved.kept * np.where(selective, stack.selective_kept_frac, 1.0)
+    crowded = np.where(table.ep > 1, imbalance_frac * saved.experts, 0.0)
+    kept = (saved.kept + crowded) * np.where(selective, stack.selective_kept_frac, 1.0)
     scores = np.where(selective, 0.0, saved.scores)
     per_token = again * saved.layer_input + (layers - again) * (kept + scores)
     num_micro = np.maximum(job.global_batch // (table.dp * table.micro_batch), 1)
@@ -190,7 +193,7 @@ def stage_memory(
         precision=job.precision,
         stack=stack,
     )
-    activations = _in_flight(job, table, saved, stack, layers, rank, details)
+    activations = _in_flight(job, table, saved, stack, layers, rank, details, c.expert_imbalance_frac)
     logits = np.where(is_last, _logits(job, table, stack, details), 0.0)
     working = np.maximum(_working(job, table, saved) - logits, 0.0)
     tokens = table.micro_batch * job.seq_len / table.cp

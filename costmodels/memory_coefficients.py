@@ -30,6 +30,8 @@ class MemoryCoefficients:
     """Share of the dynamic part that the allocator cannot reuse."""
     runtime_bytes: float
     """Context, collectives library and kernels, outside the allocator."""
+    expert_imbalance_frac: float
+    """Routed tokens of the most crowded expert rank over the mean, minus one."""
     sigma: float
     """Standard deviation of ln(measured / predicted) peak on held-out runs."""
 

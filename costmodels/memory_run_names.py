@@ -23,14 +23,20 @@ _GROUPED = r"groupedGEMM|ddp_average_in_collective|gpt3_moe_|release|ep4_etp1|fs
 """Tests whose experts run as one grouped matmul."""
 
 
+_EARLY_ITERATIONS = (11.0, 21.0)
+"""Lengths of the oldest recordings; later ones log 49 to 100 iterations."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Switches:
     """What a test's name adds to its row."""
 
     flash: bool
     """Attention keeps no scores."""
-    fused_loss_copies: bool
-    """The fused cross entropy of Megatron keeps logits, exponentials and an fp32 copy."""
+    logit_bytes: float
+    """Megatron's cross entropy works in place (6); its fused form keeps the exponentials too (10), and in old
+    containers an fp32 copy more (14)."""
+    recompute: str
     uneven: bool
     """First and last stage have one layer fewer than an even split."""
     ends_are_layers: bool
@@ -80,13 +86,26 @@ def _flash(row: RunRow, path: str) -> bool:
     return not early or re.search(r"reshard|release", path) is not None
 
 
+def _logit_bytes(row: RunRow, path: str) -> float:
+    if "cross_entropy_loss_fusion" not in path:
+        return 6.0
+    early = "dracooci" in path or row.optional("n_iter_vals") in _EARLY_ITERATIONS
+    return 14.0 if early else 10.0
+
+
+def is_t5(path: str) -> bool:
+    """Return whether the run trains Megatron's encoder-decoder."""
+    return "/t5" in path
+
+
 def switches_of(row: RunRow) -> Switches:
     """Return what the row's `path` says about the run."""
     path = row.text("path").removesuffix(".json")
     experts = bool(row.optional("num_experts"))
     return Switches(
         flash=_flash(row, path),
-        fused_loss_copies="cross_entropy_loss_fusion" in path,
+        logit_bytes=_logit_bytes(row, path),
+        recompute="none" if "selective_recompute_experimental" in path else row.text("recompute"),
         uneven="uneven_pipeline" in path,
         ends_are_layers="account_for_embedding_loss" in path,
         long_groups="tunable_overlap" in path,
@@ -107,6 +126,8 @@ def known_dimensions(path: str) -> dict[str, Any]:
         return {"vocab": 256_000, "tied": False}
     if "mixtral_8x" in path:
         return {"vocab": 32_000, "tied": False, "gated": True, "kv_heads": 8}
+    if is_t5(path):
+        return {"vocab": 29_096, "layers": 24 if "11b" in path else 12, "seq": 512, "dropout": True}
     if "bert" in path:
         return {"vocab": 30_522}
     if "deepseekv3" in path:

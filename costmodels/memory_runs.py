@@ -10,7 +10,14 @@ from costmodels.graph_import.transformer import transformer_graph
 from costmodels.job import TrainingJob
 from costmodels.memory import StageDetails
 from costmodels.memory_coefficients import golden_coefficients
-from costmodels.memory_run_names import Switches, known_dimensions, refuse_unknown_parts, switches_of
+from costmodels.memory_run_names import (
+    Switches,
+    is_t5,
+    known_dimensions,
+    refuse_unknown_parts,
+    switches_of,
+)
+from costmodels.memory_run_t5 import DECODER_TOKENS, ENCODER_TOKENS, t5_stacks
 from costmodels.run_table import RunRow, RunTable
 from costmodels.stacks import Stack, find_stack
 from costmodels.strategy import Recompute, Strategy
@@ -35,6 +42,8 @@ class MemoryRun:
     path: str
     platform: str
     job: TrainingJob
+    encoder: TrainingJob | None
+    """Of an encoder-decoder, whose `job` is the decoder."""
     strategy: Strategy
     stack: Stack
     details: StageDetails
@@ -57,6 +66,10 @@ def _true(row: RunRow, column: str) -> bool:
 @cache
 def _graph(**dims: object) -> ModelGraph:
     return transformer_graph(**dims)
+
+
+def _layers(row: RunRow) -> int:
+    return row.whole("layers", known_dimensions(row.text("path")).get("layers"))
 
 
 def _ffn(row: RunRow, hidden: int, gated: bool) -> int:
@@ -94,10 +107,10 @@ def _model(row: RunRow, switches: Switches) -> ModelGraph:
     bert = "/bert" in path
     positions = not (switches.rotary or _true(row, "mla"))
     dims: dict[str, Any] = {
-        "name": f"megatron-h{hidden}-L{row.whole('layers')}",
+        "name": f"megatron-h{hidden}-L{_layers(row)}",
         "hidden": hidden,
         "ffn_hidden": ffn,
-        "num_layers": row.whole("layers"),
+        "num_layers": _layers(row),
         "num_heads": row.whole("heads"),
         "num_kv_heads": row.whole("kv_groups", row.whole("heads")),
         "vocab": _vocabulary(row, row.whole("tp"), known),
@@ -119,7 +132,7 @@ def _model(row: RunRow, switches: Switches) -> ModelGraph:
 
 
 def _latent(large: bool) -> LatentAttention:
-    """Return Megatron's default ranks of latent attention; DeepSeek-V3 (arXiv 2412.19437) compresses queries."""
+    """Return Megatron's default ranks of latent attention; DeepSeek-V3's (arXiv 2412.19437) when `large`."""
     return LatentAttention(
         kv_lora_rank=512,
         q_lora_rank=1536 if large else None,
@@ -170,17 +183,17 @@ def _strategy(row: RunRow, switches: Switches) -> Strategy:
         dp=replicas,
         ep=row.whole("ep", 1),
         etp=row.whole("etp", tp),
-        vpp=_virtual_stages(row, row.whole("layers"), pp),
+        vpp=_virtual_stages(row, _layers(row), pp),
         micro_batch=row.whole("mbs"),
         sequence_parallel=_true(row, "sp") and tp > 1,
-        recompute=recompute.get(row.text("recompute"), Recompute.NONE),
+        recompute=recompute.get(switches.recompute, Recompute.NONE),
         zero=3 if _true(row, "fsdp") else 1 if _true(row, "dist_opt") else 0,
         shard_group=max(replicas * cp // instances, 1) if instances > 1 else 0,
     )
 
 
 def _details(row: RunRow, strategy: Strategy, switches: Switches) -> StageDetails:
-    layers, pp = row.whole("layers"), strategy.pp
+    layers, pp = _layers(row), strategy.pp
     ends = 2 if switches.ends_are_layers else 0
     return StageDetails(
         layers=(layers + ends) / pp if ends else None,
@@ -198,18 +211,35 @@ def _workspace_bytes(row: RunRow, switches: Switches) -> float:
     engine = (32.0 if hopper else 4.0) * 2**20
     c = golden_coefficients()
     grouped = _GROUPED_STREAMS * engine if switches.grouped_experts else 0.0
-    deterministic = c.deterministic_bytes if _true(row, "deterministic") else 0.0
+    fixed = _true(row, "deterministic") or "/bert" in row.text("path")
+    deterministic = c.deterministic_bytes if fixed else 0.0
     pipeline = c.pipeline_bytes if row.whole("pp") > 1 else 0.0
     return c.base_bytes + deterministic + pipeline + (engine if transformer_engine else 0.0) + grouped
 
 
 def _stack(switches: Switches) -> Stack:
-    logits = 10.0 if switches.fused_loss_copies else 6.0
     return replace(
         find_stack("megatron-core"),
         flash=switches.flash,
-        logit_bytes=logits,
+        logit_bytes=switches.logit_bytes,
     )
+
+
+def _t5_jobs(row: RunRow, switches: Switches, job: TrainingJob) -> tuple[TrainingJob, TrainingJob]:
+    hidden = row.whole("hidden")
+    if row.whole("pp") > 1:
+        message = "pp: the split of an encoder-decoder over stages is not in the row"
+        raise InputError(message)
+    encoder, decoder = t5_stacks(
+        hidden=hidden,
+        ffn=_ffn(row, hidden, gated=False),
+        layers=_layers(row),
+        heads=row.whole("heads"),
+        vocab=_vocabulary(row, row.whole("tp"), known_dimensions(row.text("path"))),
+        flash=switches.flash,
+    )
+    first = replace(job, model=encoder, seq_len=ENCODER_TOKENS)
+    return first, replace(job, model=decoder, seq_len=DECODER_TOKENS)
 
 
 def _run(row: RunRow) -> MemoryRun:
@@ -218,17 +248,21 @@ def _run(row: RunRow) -> MemoryRun:
     strategy = _strategy(row, switches)
     job = TrainingJob(
         model=_model(row, switches),
-        seq_len=row.whole("seq"),
+        seq_len=row.whole("seq", known_dimensions(row.text("path")).get("seq")),
         global_batch=max(
             row.whole("gbs", strategy.micro_batch * strategy.dp), strategy.micro_batch * strategy.dp
         ),
         precision="fp8" if row.text("fp8") else "bf16",
         stack="megatron-core",
     )
+    encoder = None
+    if is_t5(row.text("path")):
+        encoder, job = _t5_jobs(row, switches, job)
     return MemoryRun(
         path=row.text("path"),
         platform=row.text("platform"),
         job=job,
+        encoder=encoder,
         strategy=strategy,
         stack=_stack(switches),
         details=_details(row, strategy, switches),
