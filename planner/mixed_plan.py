@@ -33,6 +33,8 @@ _SAFE_DEVIATIONS = 2.326
 _HEAD_LAYERS_PER_VOCAB = 1.0 / 12.0
 """A head costs V / (12 h) layers: 2 h V flops a token against 24 h^2 of a layer."""
 _MICRO_BATCHES = (1, 2, 4, 8)
+_SAME = 1e-6
+"""Relative difference up to which two pipelines count as the same one in another order."""
 _MAX_ORDERED_GROUPS = 4
 """Up to this many groups every order along the pipeline is tried; more keep the cluster's order."""
 
@@ -66,6 +68,9 @@ class MixedPipeline:
     gradient_s: float
     other_s: float
     """Optimizer step and fixed costs."""
+    model_flops: float
+    sigma: float
+    """Standard deviation of ln(measured / predicted) step time."""
 
     @property
     def step_s(self) -> float:
@@ -81,6 +86,8 @@ class _GroupCosts:
     gradient_s: float
     peak_bytes: float
     other_s: float
+    model_flops: float
+    sigma: float
 
 
 def best_mixed_pipelines(
@@ -111,7 +118,13 @@ def best_mixed_pipelines(
         if pipeline is not None:
             found.append(pipeline)
     found.sort(key=lambda p: (p.step_s, p.strategy.pp, tuple(s.num_layers for s in p.stages)))
-    return tuple(found[:top])
+    best: list[MixedPipeline] = []
+    for pipeline in found:
+        if len(best) == top:
+            break
+        if not best or pipeline.step_s > best[-1].step_s * (1 + _SAME):
+            best.append(pipeline)
+    return tuple(best)
 
 
 Layout = tuple[tuple[int, int, int], ...]
@@ -168,7 +181,9 @@ def _group_costs(
         rows = list(dict.fromkeys(entries.values()))
         table = evaluate(job, cluster.group_cluster(group), ConfigTable.from_strategies(rows))
         most = np.array([-(-job.model.num_layers // row.pp) for row in rows])
-        slots = most * np.array([job.global_batch // (row.dp * row.micro_batch) for row in rows])
+        slots = (most + _head_layers(job)) * np.array(
+            [job.global_batch // (row.dp * row.micro_batch) for row in rows]
+        )
         busy = (
             table.forward_s
             + table.backward_s
@@ -183,6 +198,8 @@ def _group_costs(
                 gradient_s=float(table.dp_comm_s[i] / most[i]),
                 peak_bytes=float(table.peak_memory_bytes[i] / most[i]),
                 other_s=float(table.optimizer_s[i] + table.fixed_s[i]),
+                model_flops=table.model_flops,
+                sigma=float(table.sigma[i]),
             )
             for i, row in enumerate(rows)
         }
@@ -214,7 +231,7 @@ def _pipeline(
     base = np.zeros(len(groups))
     base[:-1] += hops
     base[1:] += hops
-    head = job.model.vocab / job.model.hidden * _HEAD_LAYERS_PER_VOCAB * layer_s[-1]
+    head = _head_layers(job) * layer_s[-1]
     base[-1] += head
     outcome = solve_stage_split(
         StageSplitProblem(
@@ -254,7 +271,14 @@ def _pipeline(
         exposed_p2p_s=whole - alone,
         gradient_s=float(gradients.max()),
         other_s=max(c.other_s for c in costs),
+        model_flops=costs[0].model_flops,
+        sigma=max(c.sigma for c in costs),
     )
+
+
+def _head_layers(job: TrainingJob) -> float:
+    """Return how many layers the head is worth; the slowest stage of an even split holds it."""
+    return job.model.vocab / job.model.hidden * _HEAD_LAYERS_PER_VOCAB
 
 
 def _limit_bytes(job: TrainingJob, cluster: Cluster, group: int) -> float:

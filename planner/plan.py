@@ -20,6 +20,7 @@ __all__ = [
     "Placement",
     "PlanFile",
     "PlannedRank",
+    "PlannedStage",
     "Provenance",
     "Search",
     "TrainingPlan",
@@ -155,6 +156,19 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedStage:
+    """One pipeline stage of a plan whose stages differ."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _FILE
+
+    group: str
+    """Group of the cluster whose devices hold the stage."""
+    tp: int
+    num_layers: int
+    peak_memory_bytes: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingPlan:
     """One way to train, with its predicted cost."""
 
@@ -164,6 +178,8 @@ class TrainingPlan:
     predicted: TrainingPrediction
     placement: Placement
     certificate: tuple[Check, ...]
+    stages: tuple[PlannedStage, ...] = ()
+    """Of a cluster of unlike groups; empty where all stages are alike."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,13 +1,17 @@
 """The training flow: request, space, costs, memory first, the best and the front, plan."""
 
+from contextlib import suppress
+
 from costmodels.cost_table import CostTable
 from costmodels.job import TrainingJob
 from costmodels.stacks import find_stack
 from costmodels.strategy import ConfigTable, Strategy
 from costmodels.training import evaluate
 from hardware.cluster import Cluster
+from hardware.errors import InfeasibleError
 from planner.certificate import training_certificate
 from planner.fit import memory_of
+from planner.mixed_training import plan_mixed_training
 from planner.placement_plan import planned_placement
 from planner.plan import FrontPoint, Placement, PlanFile, Search, TrainingPlan
 from planner.plan_io import plan_document
@@ -32,6 +36,17 @@ def plan_training(request: TrainRequest) -> PlanFile[TrainingPlan]:
         from fitting.
     """
     job, cluster = resolve(request)
+    if cluster.is_homogeneous:
+        return _plan_alike(request, job, cluster)
+    flat: tuple[TrainingPlan, ...] = ()
+    if len({group.node.device.name for group in cluster.groups}) == 1:
+        with suppress(InfeasibleError):
+            flat = _plan_alike(request, job, cluster).plans[:1]
+    return plan_mixed_training(request, job, cluster, flat=flat)
+
+
+def _plan_alike(request: TrainRequest, job: TrainingJob, cluster: Cluster) -> PlanFile[TrainingPlan]:
+    """Return strategies whose stages are all alike, on a cluster taken as one."""
     allow = allowed_values(request)
     space = training_space(
         job,

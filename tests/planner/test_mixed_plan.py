@@ -1,0 +1,93 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from costmodels.job import TrainingJob
+from costmodels.models import find_model
+from costmodels.strategy import Recompute
+from hardware.catalog import find_cluster
+from hardware.errors import InfeasibleError, SpecError
+from planner.mixed_plan import best_mixed_pipelines
+from planner.request import TrainRequest
+from planner.training_plan import plan_training
+from tests.planner.conftest import Meshwright
+
+JOB = TrainingJob(model=find_model("gpt3-13b"), seq_len=2048, global_batch=64)
+
+
+def test_every_group_keeps_its_own_devices_and_layers_add_up():
+    cluster = find_cluster("holmes-hybrid")
+    pipelines = best_mixed_pipelines(JOB, cluster, micro_batches=(1,), recomputes=(Recompute.NONE,))
+    assert pipelines
+    assert [p.step_s for p in pipelines] == sorted(p.step_s for p in pipelines)
+    for pipeline in pipelines:
+        assert sum(s.num_layers for s in pipeline.stages) == JOB.model.num_layers
+        for group in (0, 1):
+            used = sum(s.tp for s in pipeline.stages if s.group == group) * pipeline.strategy.dp
+            assert used == 16
+        order = [s.group for s in pipeline.stages]
+        assert order in (sorted(order), sorted(order, reverse=True))
+        assert all(s.peak_memory_bytes <= s.limit_bytes for s in pipeline.stages)
+
+
+def test_layers_follow_the_attained_speed():
+    """A group measured twice as fast as the other takes about twice the layers."""
+    cluster = find_cluster("holmes-hybrid")
+    options = {"micro_batches": (1,), "recomputes": (Recompute.FULL,), "top": 10**6}
+    found = best_mixed_pipelines(JOB, cluster, attained={0: 2.0, 1: 1.0}, **options)
+    two = next(p for p in found if p.strategy.pp == 2)
+    layers = {s.group: s.num_layers for s in two.stages}
+    assert 25 <= layers[0] <= 28
+
+
+def test_unlike_devices_get_unlike_layers():
+    slow, fast = find_cluster("dgx-1v", 1), find_cluster("dgx-a100-40gb", 1)
+    cluster = replace(
+        find_cluster("holmes-hybrid"),
+        groups=(
+            replace(fast.groups[0], fabrics=("ethernet",), name="fast"),
+            replace(slow.groups[0], fabrics=("ethernet",), name="slow"),
+        ),
+    )
+    job = replace(JOB, model=find_model("llama-2-7b"), precision="fp16")
+    best = best_mixed_pipelines(job, cluster, micro_batches=(1,))[0]
+    stages = {g: [s.num_layers for s in best.stages if s.group == g] for g in (0, 1)}
+    rate = {g: len(stages[g]) and sum(stages[g]) for g in (0, 1)}
+    assert rate[0] > rate[1] > 0
+
+
+def test_a_plan_file_names_stages_and_alternatives(meshwright: Meshwright, tmp_path):
+    out = tmp_path / "plan.json"
+    arguments = ["--model", "gpt3-13b", "--cluster", "holmes-hybrid", "--seq-len", "2048"]
+    result = meshwright("plan", "train", *arguments, "--global-batch", "64", "-o", str(out))
+    assert result.exit_code == 0, result.output
+    document = json.loads(out.read_text())
+    mixed = [plan for plan in document["plans"] if plan["stages"]]
+    assert mixed
+    assert all(check["holds"] for check in mixed[0]["certificate"])
+    assert {stage["group"] for stage in mixed[0]["stages"]} == {"infiniband", "roce"}
+    notes = " ".join(document["diagnostics"])
+    assert "group infiniband alone" in notes
+    assert "network that they share" in notes
+
+
+def test_a_model_that_fits_nowhere_is_infeasible():
+    request = TrainRequest(model="gpt-1t", cluster="holmes-hybrid", seq_len=2048, global_batch=16)
+    with pytest.raises(InfeasibleError, match="no pipeline over the groups"):
+        plan_training(request)
+
+
+def test_islands_without_a_common_fabric_are_named(tmp_path):
+    path = tmp_path / "split.yaml"
+    path.write_text(
+        "name: split\n"
+        "groups:\n"
+        "  - {node: dgx-a100, count: 1, fabrics: [a], name: left}\n"
+        "  - {node: dgx-a100, count: 1, fabrics: [b], name: right}\n"
+        "fabrics:\n"
+        "  - {name: a, kind: clos, technology: ib, latency_s: 5 us}\n"
+        "  - {name: b, kind: clos, technology: ib, latency_s: 5 us}\n"
+    )
+    with pytest.raises(SpecError, match="groups left and right share no fabric"):
+        find_cluster(path)
