@@ -188,13 +188,13 @@ class Simulation:
         table = self.table
         for role in (Role.PREFILL, Role.DECODE) if self.split else (Role.BOTH,):
             ranks = [e.ranks[0] for e, s in zip(self.engines, self.specs, strict=True) if s.role is role]
-            best = max(ranks, key=lambda rank: rank.num_blocks)
-            bad = [r for r in range(len(table)) if not best.fits(r)]
+            best = max(ranks, key=lambda rank: rank.pool.num_blocks)
+            bad = [r for r in range(len(table)) if not best.pool.fits(r)]
             if bad:
                 need = max(table.prompt_tokens[r] + table.output_tokens[r] for r in bad)
                 message = (
                     f"{len(bad)} requests fit in no {role.value} engine: up to {need} tokens are needed, "
-                    f"the largest cache holds {best.num_blocks * best.block_tokens}"
+                    f"the largest cache holds {best.pool.num_blocks * best.pool.block_tokens}"
                 )
                 raise InfeasibleError(message, ("kv_tokens",))
 
@@ -240,7 +240,7 @@ class Simulation:
         """Return the targets whose cache can hold the request; only mixed fleets need to look."""
         if len(self.fleet.pools) == 1:
             return targets
-        return [t for t in targets if t.rank.fits(request)]
+        return [t for t in targets if t.rank.pool.fits(request)]
 
     def _engine_event(self, index: int) -> None:
         engine = self.engines[index]

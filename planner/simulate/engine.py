@@ -217,7 +217,7 @@ class Engine:
         else:
             longest_s = 0.0
             self._stalled_s[index] += end_s - self._start_s
-        used = rank.num_blocks - rank.free_blocks
+        used = rank.pool.num_blocks - rank.pool.free_blocks
         done, prefilled = rank.finish(ticks, end_s)
         if not rank.batch.ends:
             self._stalled_s[index] = 0.0

@@ -280,6 +280,8 @@ def _curve(points: dict[float, float]) -> _Curve:
 
 
 def _sum(curves: list[tuple[_Curve, int]]) -> _Curve:
+    if not curves:
+        return _Curve(np.ones(1), np.zeros(1))
     at = np.unique(np.concatenate([curve.at for curve, _ in curves]))
     return _Curve(at, np.sum([count * curve(at) for curve, count in curves], axis=0))
 

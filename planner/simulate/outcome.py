@@ -125,7 +125,7 @@ def timeline(raw: Raw, *, num_points: int = 200) -> dict[str, Any]:
                 (_overlap(edges, start, end) for start, end in raw.paid_s[number]), np.zeros(num_points)
             )
             for rank, log in zip(engine.ranks, _logs(raw, number), strict=True):
-                blocks = rank.num_blocks
+                blocks = rank.pool.num_blocks
                 start, end = log[:, _COLUMN["start_s"]], log[:, _COLUMN["end_s"]]
                 series["running"] += _time_mean(edges, start, end, log[:, _COLUMN["num_seqs"]])
                 series["waiting"] += _time_mean(edges, start, end, log[:, _COLUMN["waiting"]])
@@ -275,7 +275,7 @@ def _pools(raw: Raw) -> list[dict[str, Any]]:
         for i in mine:
             ranks = len(raw.engines[i].ranks)
             for rank, log in zip(raw.engines[i].ranks, _logs(raw, i), strict=True):
-                blocks = rank.num_blocks
+                blocks = rank.pool.num_blocks
                 busy_s = log[:, _COLUMN["end_s"]] - log[:, _COLUMN["start_s"]]
                 used, waiting = log[:, _COLUMN["used_blocks"]], log[:, _COLUMN["waiting"]]
                 totals += [
@@ -284,7 +284,7 @@ def _pools(raw: Raw) -> list[dict[str, Any]]:
                     busy_s @ used,
                     busy_s @ waiting,
                 ]
-                peak_kv = max(peak_kv, float(used.max(initial=0.0)) / rank.num_blocks)
+                peak_kv = max(peak_kv, float(used.max(initial=0.0)) / rank.pool.num_blocks)
                 peak_waiting = max(peak_waiting, float(waiting.max(initial=0.0)))
         span = max(on_s * ranks, 1e-9)
         rows.append(

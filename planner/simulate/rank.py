@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from planner.simulate.block_pool import BlockPool
 from planner.simulate.decode_set import DecodeSet
-from planner.simulate.prefix_cache import PrefixCache
 from planner.simulate.settings import Batching, Preemption, Role
 from planner.simulate.timing import Load
 
@@ -33,27 +33,21 @@ class Rank:
     num_arriving : requests whose cache is on its way here; their memory is held.
     ready : requests whose cache has arrived and that start decoding next.
     prefilling : requests whose prompt is being computed, in order.
-    free_blocks : blocks that no request holds (cached blocks of earlier requests included).
+    pool : the cache memory.
     load : what the scheduled iteration holds.
     swap_tokens : cached tokens that the scheduled iteration moves to or from host memory.
     """
 
     __slots__ = (
-        "_cache",
         "_chunks",
-        "_held",
         "_now_s",
-        "_reserved_blocks",
         "_settings",
         "_table",
-        "_watermark_blocks",
         "batch",
-        "block_tokens",
-        "free_blocks",
         "load",
         "num_arriving",
-        "num_blocks",
         "pending",
+        "pool",
         "prefilling",
         "ready",
         "role",
@@ -66,17 +60,11 @@ class Rank:
     ) -> None:
         self._settings = settings
         self._table = table
-        self.block_tokens = settings.block_tokens
-        self.num_blocks = kv_tokens // settings.block_tokens
-        self.free_blocks = self.num_blocks
-        self._watermark_blocks = int(settings.watermark_frac * self.num_blocks)
-        self._cache = PrefixCache()
-        self._held: dict[int, int] = {}
+        self.pool = BlockPool(settings, kv_tokens, table, role)
         self._chunks: list[tuple[int, int]] = []
         self._now_s = 0.0
-        self._reserved_blocks = 0
         self.batch = DecodeSet(
-            block_tokens=settings.block_tokens, step_tokens=settings.step_tokens, held=self._held
+            block_tokens=settings.block_tokens, step_tokens=settings.step_tokens, held=self.pool.held
         )
         self.role = role
         self.waiting: deque[int] = deque()
@@ -98,22 +86,13 @@ class Rank:
         queued = len(self.waiting) + len(self.pending) + len(self.ready) + self.num_arriving
         return queued + self.num_running
 
-    def fits(self, request: int) -> bool:
-        """Return whether the request could ever be held, alone, from prompt to last token."""
-        table = self._table
-        tokens = table.prompt_tokens[request]
-        if self.role is not Role.PREFILL:
-            tokens += table.output_tokens[request] - 1 + self._settings.step_tokens - 1
-        return -(-tokens // self.block_tokens) <= self.num_blocks - self._watermark_blocks
-
     def can_start(self, request: int) -> bool:
         """Return whether a newly arrived request could join the next iteration."""
         if self.waiting or self.num_running >= self._settings.max_seqs:
             return False
         if self.pending and self.pending[0] != request:
             return False
-        blocks = -(-self._table.target_tokens[request] // self.block_tokens)
-        return bool(blocks <= self.free_blocks - self._watermark_blocks)
+        return self.pool.has_room(self._table.target_tokens[request])
 
     def schedule(self, now_s: float) -> int:
         """Form the next iteration; return for how many ticks it can repeat unchanged.
@@ -126,7 +105,7 @@ class Rank:
         self._chunks.clear()
         self._now_s = now_s
         self.swap_tokens = 0
-        self._reserved_blocks = 0
+        self.pool.reserved_blocks = 0
         if self.ready:
             self._start_ready(now_s)
         if settings.batching is Batching.PREFILL_FIRST:
@@ -154,7 +133,7 @@ class Rank:
         ticks = batch.ticks_to_end()
         if ticks == 1 or settings.reserve_output:
             return ticks
-        return batch.ticks_within(self.free_blocks, ticks)
+        return batch.ticks_within(self.pool.free_blocks, ticks)
 
     def finish(self, ticks: int, now_s: float) -> tuple[list[int], list[int]]:
         """Apply the scheduled iteration, `ticks` times; return the finished and the prefilled requests."""
@@ -163,8 +142,8 @@ class Rank:
             self._advance(ticks)
             table = self._table
             for request, tokens in self.batch.leave_ended():
-                self._hold_at_least(request, tokens)
-                self._release(request)
+                self.pool.settle(request, tokens)
+                self.pool.release(request)
                 table.left_tokens[request] = 0
                 table.finish_s[request] = now_s
                 done.append(request)
@@ -178,7 +157,8 @@ class Rank:
         request = self.pending[0]
         if self.num_running + self.num_arriving + len(self.ready) >= self._settings.max_seqs:
             return None
-        if not self._take_blocks(request, self._table.target_tokens[request], 0):
+        alone = not self.num_running
+        if not self.pool.take(request, self._table.target_tokens[request], 0, ahead=0, alone=alone):
             return None
         self.pending.popleft()
         self.num_arriving += 1
@@ -192,14 +172,14 @@ class Rank:
 
     def release_handed_over(self, request: int) -> None:
         """Free the blocks of a prefilled request after its cache has been sent away."""
-        self._release(request)
+        self.pool.release(request)
 
     def forget(self, request: int) -> None:
         """Drop a request whose cache is lost at the other end of its transfer, wherever it is here."""
         if request in self.pending:
             self.pending.remove(request)
-        if request in self._held and request not in self.batch.ends and request not in self.prefilling:
-            self.free_blocks += self._held.pop(request)
+        if request in self.pool.held and request not in self.batch.ends and request not in self.prefilling:
+            self.pool.forget(request)
             if request in self.ready:
                 self.ready.remove(request)
             elif self.role is Role.DECODE:
@@ -207,11 +187,11 @@ class Rank:
 
     def held_requests(self) -> list[int]:
         """Return every request that has memory here."""
-        return list(self._held)
+        return list(self.pool.held)
 
     def hit_blocks(self, request: int) -> int:
         """Return the blocks of the request's prompt that are cached here."""
-        return self._hit_blocks(request, self._table.target_tokens[request])
+        return self.pool.hit_blocks(request, self._table.target_tokens[request])
 
     def drop_all(self) -> list[int]:
         """Lose everything, as in a failure; return the requests that were here, in order."""
@@ -221,14 +201,12 @@ class Rank:
             table.left_tokens[request] -= min(self.batch.gained(request), table.left_tokens[request] - 1)
             table.last_s[request] = min(table.last_s[request], self._now_s)
         self.batch.clear()
-        self._held.clear()
         self._chunks.clear()
         for queue in (self.waiting, self.pending, self.ready):
             queue.clear()
         self.prefilling.clear()
         self.num_arriving = 0
-        self._cache = PrefixCache()
-        self.free_blocks = self.num_blocks
+        self.pool.clear()
         return lost
 
     def _start_ready(self, now_s: float) -> None:
@@ -245,21 +223,16 @@ class Rank:
         if self._settings.reserve_output:
             return True
         stable, batch = True, self.batch
-        while batch.ends and (needed := batch.needed(1)) > self.free_blocks:
+        while batch.ends and (needed := batch.needed(1)) > self.pool.free_blocks:
             self._preempt()
             stable = False
-        self._reserved_blocks = needed if batch.ends else 0
+        self.pool.reserved_blocks = needed if batch.ends else 0
         return stable
 
     def _advance(self, ticks: int) -> None:
         if not self._settings.reserve_output:
-            self.free_blocks -= self.batch.needed(ticks)
-            self._trim()
+            self.pool.grow(self.batch.needed(ticks))
         self.batch.advance(ticks)
-
-    def _trim(self) -> None:
-        if self._cache.num_blocks > self.free_blocks:
-            self._cache.trim(self.free_blocks)
 
     def _continue_prefills(self, budget: int) -> int:
         """Give each started prompt its next chunk; return what is left of the budget."""
@@ -283,7 +256,7 @@ class Rank:
 
     def _admit(self, budget: int, now_s: float) -> None:
         """Start waiting requests in order while budget, sequences and memory last."""
-        settings, table, waiting = self._settings, self._table, self.waiting
+        settings, table, waiting, pool = self._settings, self._table, self.waiting, self.pool
         whole = settings.batching is not Batching.CHUNKED
         cap = settings.long_prefill_tokens or _MANY
         room = settings.max_seqs - self.num_running
@@ -292,20 +265,21 @@ class Rank:
             target = table.target_tokens[request]
             if not self._decode_room(target):
                 return
-            hit_blocks = self._hit_blocks(request, target)
-            ready = max(table.ready_tokens[request], hit_blocks * self.block_tokens)
+            hit_blocks = pool.hit_blocks(request, target)
+            ready = max(table.ready_tokens[request], hit_blocks * pool.block_tokens)
             chunk = target - ready
             if chunk > budget or chunk > cap:
                 if whole and self._chunks:
                     return
                 chunk = chunk if whole else min(budget, cap)
             # One that decodes at once also needs the block of its next token.
-            if not self._take_blocks(request, target, hit_blocks, ahead=0 if chunk else settings.step_tokens):
+            ahead = 0 if chunk else settings.step_tokens
+            if not pool.take(request, target, hit_blocks, ahead=ahead, alone=not self.num_running):
                 return
             waiting.popleft()
             room -= 1
             table.start_s[request] = min(table.start_s[request], now_s)
-            table.hit_tokens[request] += hit_blocks * self.block_tokens
+            table.hit_tokens[request] += hit_blocks * pool.block_tokens
             table.ready_tokens[request] = ready
             if chunk == 0:
                 self._resume(request, now_s)
@@ -318,33 +292,6 @@ class Rank:
     def _decode_room(self, target: int) -> bool:
         limit = self._settings.max_decode_context_tokens
         return not limit or not self.batch.ends or self.batch.kv_tokens + target <= limit
-
-    def _hit_blocks(self, request: int, target: int) -> int:
-        """Return the cached blocks that the request can use; its last token is always computed."""
-        table = self._table
-        if not self._settings.prefix_caching or not (self._cache.num_blocks or table.given_prefix):
-            return 0
-        size = self.block_tokens
-        given = min(table.shared_tokens[request], target - 1) // size
-        wanted = (target - 1) // size if table.preemptions[request] else given
-        found = self._cache.hit_blocks(table.chain[request], wanted)
-        return max(found, given) if table.given_prefix else found
-
-    def _take_blocks(self, request: int, target: int, hit_blocks: int, ahead: int = 0) -> bool:
-        tokens = target
-        if self._settings.reserve_output and self.role is not Role.PREFILL:
-            tokens += self._table.left_tokens[request] - 1
-        blocks = -(-tokens // self.block_tokens)
-        kept_blocks = self._reserved_blocks + (self._watermark_blocks if self.num_running else 0)
-        # Cached blocks are among the free ones, so the whole request must fit into what is free.
-        if -(-(tokens + ahead) // self.block_tokens) > self.free_blocks - kept_blocks:
-            return False
-        if hit_blocks:
-            self._cache.claim(self._table.chain[request])
-        self.free_blocks -= blocks
-        self._held[request] = blocks
-        self._trim()
-        return True
 
     def _finish_chunks(self, now_s: float, done: list[int]) -> list[int]:
         """Book the computed chunks; a prompt that is complete has its next token now."""
@@ -362,7 +309,7 @@ class Rank:
                 table.note_gap(request, now_s)
             table.last_s[request] = now_s
             if table.left_tokens[request] == 0:
-                self._release(request)
+                self.pool.release(request)
                 table.finish_s[request] = now_s
                 done.append(request)
             elif self.role is Role.PREFILL:
@@ -379,7 +326,7 @@ class Rank:
             table.swapped[request] = False
         table.note_gap(request, now_s)
         self._enter(request)
-        self._reserved_blocks += self._settings.step_tokens
+        self.pool.reserved_blocks += self._settings.step_tokens
 
     def _enter(self, request: int) -> None:
         """Turn a request whose prompt is cached into a decoding one."""
@@ -390,22 +337,6 @@ class Rank:
         else:
             steps = max(1, round(left * table.steps_per_token[request]))
             self.batch.enter(request, tokens, steps, left / steps)
-
-    def _hold_at_least(self, request: int, tokens: int) -> None:
-        """Count the blocks that a leaving request took while it decoded as its own."""
-        if self._settings.speculation is None and not self._settings.reserve_output:
-            self._held[request] = -(-tokens // self.block_tokens)
-
-    def _release(self, request: int, *, cached_tokens: int | None = None) -> None:
-        """Give all blocks back; full blocks stay readable under the request's chain."""
-        table = self._table
-        self.free_blocks += self._held.pop(request)
-        if self._settings.prefix_caching:
-            if cached_tokens is None:
-                cached_tokens = table.prompt_tokens[request] + table.output_tokens[request] - 1
-                if self.role is Role.PREFILL:
-                    cached_tokens = table.target_tokens[request]
-            self._cache.release(table.chain[request], cached_tokens // self.block_tokens)
 
     def _preempt(self) -> None:
         """Take the memory of the request that was admitted last and put it back in front of the queue."""
@@ -418,14 +349,14 @@ class Rank:
         else:
             request = next(reversed(self.batch.ends))
             gained = min(self.batch.gained(request), table.left_tokens[request] - 1)
-            self._hold_at_least(request, self.batch.leave(request))
+            self.pool.settle(request, self.batch.leave(request))
             cached = table.target_tokens[request] + gained
             table.left_tokens[request] -= gained
             table.last_s[request] = self._now_s
             # A recompute also needs the newest token, whose keys and values were never computed.
             table.target_tokens[request] = cached + (0 if swap else 1)
         table.preemptions[request] += 1
-        self._release(request, cached_tokens=cached)
+        self.pool.release(request, cached_tokens=cached)
         table.ready_tokens[request] = cached if swap else 0
         if swap:
             self.swap_tokens += cached

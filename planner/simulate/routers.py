@@ -57,10 +57,12 @@ def _make_least_kv(table: RequestTable) -> Router:
 
     def pressure(target: Target, request: int) -> float:
         rank = target.rank
-        size = rank.block_tokens
+        pool = rank.pool
         queued = sum(table.target_tokens[r] for r in (*rank.waiting, *rank.pending))
         saved = rank.hit_blocks(request)
-        return float(rank.num_blocks - rank.free_blocks + queued / size - saved) / rank.num_blocks
+        return (
+            float(pool.num_blocks - pool.free_blocks + queued / pool.block_tokens - saved) / pool.num_blocks
+        )
 
     return lambda request, targets, _: min(targets, key=lambda t: pressure(t, request))
 

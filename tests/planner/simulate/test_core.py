@@ -25,10 +25,10 @@ def check_conserved(raw: Raw) -> None:
     for number, engine in enumerate(raw.engines):
         for rank, log in zip(engine.ranks, engine.logs, strict=True):
             rows = np.array(log).reshape(-1, 9)
-            assert (rows[:, 5] <= rank.num_blocks).all(), number
+            assert (rows[:, 5] <= rank.pool.num_blocks).all(), number
             assert (rows[:, 1] >= rows[:, 0]).all()
             assert (rows[1:, 0] >= rows[:-1, 1] - 1e-9).all()
-            assert rank.free_blocks == rank.num_blocks
+            assert rank.pool.free_blocks == rank.pool.num_blocks
             assert rank.outstanding == 0
 
 
@@ -149,9 +149,7 @@ def test_same_seed_same_answer_and_other_seed_other_routes() -> None:
 
 
 def split_fleet(**changes: object) -> Fleet:
-    engine = spec(
-        settings=EngineSettings(prefix_caching=False), kv_bytes_per_token=1e5, link_bytes_per_s=1e9
-    )
+    engine = spec(settings=EngineSettings(prefix_caching=False), kv_bytes_per_token=1e5, link_bytes_per_s=1e9)
     return Fleet(
         pools=(
             Pool(name="p", engine=replace(engine, role=Role.PREFILL), count=2),
