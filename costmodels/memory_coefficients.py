@@ -43,7 +43,7 @@ class GoldenCoefficients:
     base_bytes: float
     """Kept beside model states and the engine's workspaces: batches, masks, random states."""
     deterministic_bytes: float
-    """What deterministic mode adds (eight 4 MiB matmul workspaces and more)."""
+    """What deterministic mode adds beside its larger matmul workspace."""
     pipeline_bytes: float
     """Receive buffers of a pipeline."""
     sigma: float

@@ -45,7 +45,7 @@ def test_one_run_by_hand(table):
     backtest = backtest_memory(table({}))
     layer = 12 * 256 * 256 + 13 * 256
     num_params = 2 * layer + (50304 + 128) * 256 + 2 * 256
-    workspaces = (24 + 32) * 2**20
+    workspaces = (16 + 32 + 32) * 2**20
     assert backtest.allocated_bytes[0] == pytest.approx(18 * num_params + workspaces)
     tokens = 2 * 128
     activations = 2 * tokens * (34 * 256 + 2 * 8 + 4 * 4)
