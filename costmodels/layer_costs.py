@@ -90,6 +90,9 @@ class LayerCosts:
     unfused_fwd_s: Floats
     """Attention through batched matmuls and a softmax kernel, in place of the flash kernel."""
     unfused_bwd_s: Floats
+    learned_fwd_s: Floats
+    """What attention with learned sinks or biases takes more where no fused kernel handles them."""
+    learned_bwd_s: Floats
     vector_fwd_s: Floats
     vector_bwd_s: Floats
     norm_fwd_s: Floats
@@ -185,6 +188,7 @@ def _add_attention(out: LayerCosts, op: Attention, weight: float, ctx: _Context)
     batch = shards.micro_batch.astype(np.float64)
     length = np.full(len(shards), float(ctx.seq_len))
     keys = length if op.sparse_keys is None else np.minimum(length, float(op.sparse_keys))
+    fused = [np.zeros(len(shards)), np.zeros(len(shards))]
     for backward, total in ((False, out.attn_fwd_s), (True, out.attn_bwd_s)):
         kernel = ctx.kernels.attention_backward_s if backward else ctx.kernels.attention_s
         seconds = kernel(
@@ -198,12 +202,18 @@ def _add_attention(out: LayerCosts, op: Attention, weight: float, ctx: _Context)
             causal=op.causal and op.sparse_keys is None,
             window=op.window,
         )
+        fused[backward] = seconds
         total += weight * seconds / shards.cp
-    for backward, total in ((False, out.unfused_fwd_s), (True, out.unfused_bwd_s)):
+    for backward, total, learned in (
+        (False, out.unfused_fwd_s, out.learned_fwd_s),
+        (True, out.unfused_bwd_s, out.learned_bwd_s),
+    ):
         seconds = ctx.kernels.unfused_attention_s(
             batch=batch, q_len=length, kv_len=length, heads=heads, head_dim=op.head_dim, backward=backward
         )
         total += weight * seconds / shards.cp
+        if op.num_params:
+            learned += weight * np.maximum(seconds - fused[backward], 0.0) / shards.cp
     kv_bytes = shards.micro_batch * length * kv_heads * (op.head_dim + op.value_dim) * _ELEMENT_BYTES
     out.cp_s += weight * collective_s(Collective.ALL_GATHER, kv_bytes, shards.tp, shards.cp, ctx.levels)
     out.num_ops += weight

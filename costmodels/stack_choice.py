@@ -13,7 +13,7 @@ _SOURCES = (
     (r"sc21", "megatron-2021"),
     (r"korthikanti", "megatron-2022"),
     (r"mlperf", "nemo-mlperf"),
-    (r"golden", "megatron-core-25.09"),
+    (r"golden", "deterministic-megatron"),
     (r"bridge|dgxc|readme-h100|llama3-t4|llama-?3", "megatron-core"),
     (r"foundry|composer|mosaic", "composer-fsdp"),
     (r"torchtitan", "fsdp2"),

@@ -118,8 +118,8 @@ def _fit_one(base: Stack, samples: StackSamples, rows: Index, prior: _Prior) -> 
     def residual(point: Floats) -> Floats:
         stack = stack_at(point)
         pieces = []
-        for factor, (inputs, target) in zip(np.exp(point[len(FITTED) :]), tables, strict=True):
-            on_device = replace(stack, gemm=stack.gemm * factor, experts=stack.experts * factor)
+        for key, factor, (inputs, target) in zip(keys, np.exp(point[len(FITTED) :]), tables, strict=True):
+            on_device = replace(stack, adjust=((key, float(factor)),)).on(*key.split("/"))
             pieces.append((np.log(step_parts(inputs, on_device).total_s) - target) / _NOISE)
         pieces.append((point[: len(FITTED)] - start) / spread)
         pieces.append((point[len(FITTED) :] - shift) / adjust_spread)

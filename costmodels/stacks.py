@@ -7,6 +7,7 @@ from measured runs; both kinds are kept apart in the coefficient file.
 """
 
 import json
+import re
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
@@ -35,6 +36,9 @@ FITTED = (
 )
 """Coefficients that are fitted from measured runs; every other field states what the framework does."""
 
+_GRAPHED_HOST_FRAC = 0.25
+"""Launch time that is left where most of a layer is replayed as a graph (assumed)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
@@ -44,6 +48,8 @@ class Stack:
     summary: str = ""
     flash: bool = True
     """Attention keeps no score matrix; recomputing it selectively costs nothing more."""
+    fused_sinks: bool = True
+    """A fused attention kernel handles learned sinks and biases."""
     fused_norm: bool = True
     overlap_gradients: bool = True
     """Gradient reduction runs under backward, by bucket."""
@@ -64,9 +70,14 @@ class Stack:
     selective_kept_frac: float = 1.0
     """Of a layer's activations (scores aside), what selective recomputation keeps: torch's checkpointing by
     operator keeps about half, Megatron's core attention only drops the scores."""
+    selective_again_frac: float = 0.0
+    """Of a layer's forward (attention scores aside), what selective recomputation runs again: torch's
+    checkpointing by operator saves every second matmul, Megatron's drops the scores only."""
     widened_gradients: bool = False
     """DeepSpeed's optimizers: under fp16 gradients are 16 bits and widened in the shard, under bf16 there are
     16-bit gradients beside the fp32 ones."""
+    graphed: str = ""
+    """Pattern of the devices on which published recipes replay CUDA graphs, so the host hardly launches."""
     gemm: float = 1.0
     """Matmul time over the isolated kernel's."""
     attention: float = 1.0
@@ -104,9 +115,15 @@ class Stack:
     """Further factors on matmul time by ``device/format``, fitted with shrinkage towards one."""
 
     def on(self, device: str, number_format: str) -> "Stack":
-        """Return the stack as it runs on a device in a number format (its matmul factor adjusted)."""
+        """Return the stack as it runs on a device in a number format: its matmul factor, its launches."""
         factor = dict(self.adjust).get(f"{device}/{number_format}", 1.0)
-        return replace(self, gemm=self.gemm * factor, experts=self.experts * factor)
+        host = _GRAPHED_HOST_FRAC if self.graphed and re.match(self.graphed, device) else 1.0
+        return replace(
+            self,
+            gemm=self.gemm * factor,
+            experts=self.experts * factor,
+            host_s_per_op=self.host_s_per_op * host,
+        )
 
     def with_fitted(self, values: dict[str, float]) -> "Stack":
         """Return the stack with some fitted coefficients replaced."""

@@ -81,7 +81,10 @@ def _join(device_s: Floats, host_s: Floats) -> Floats:
 def _attention_s(inputs: StepInputs, stack: Stack) -> tuple[Floats, Floats]:
     layer = inputs.layer
     if stack.flash:
-        return layer.attn_fwd_s * stack.attention, layer.attn_bwd_s * stack.attention
+        forward, backward = layer.attn_fwd_s, layer.attn_bwd_s
+        if not stack.fused_sinks:
+            forward, backward = forward + layer.learned_fwd_s, backward + layer.learned_bwd_s
+        return forward * stack.attention, backward * stack.attention
     return layer.unfused_fwd_s * stack.attention, layer.unfused_bwd_s * stack.attention
 
 
@@ -113,6 +116,7 @@ def _layer_parts(inputs: StepInputs, stack: Stack) -> _Layer:
     again = inputs.recomputed_frac * again_device
     if not stack.flash:
         again = again + inputs.recompute_attention * attn_fwd
+    again = again + inputs.recompute_attention * stack.selective_again_frac * (fwd - attn_fwd)
     again_host = inputs.recomputed_frac * host
     device_fwd = fwd + tp_fwd + cp_fwd + ep + zero_fwd
     device_bwd = bwd + tp_bwd + cp_bwd + ep + zero_bwd + again

@@ -189,9 +189,16 @@ def _cluster(gpu: str, num_devices: int, per_node: int, intra: float | None, int
 
 
 def _recompute(text: str) -> Recompute:
-    if text == "full":
+    if text in ("full", "selective-layer"):
         return Recompute.FULL
     return Recompute.SELECTIVE if text.startswith("selective") else Recompute.NONE
+
+
+def _recomputed_layers(row: RunRow, pp: int) -> int:
+    """Return the layers per rank that are recomputed: every second one under ``selective-layer``, else
+    all.
+    """
+    return max(row.whole("layers", 2) // pp // 2, 1) if row.text("recompute") == "selective-layer" else 0
 
 
 def _micro_batch(row: RunRow, replicas: int, pp: int) -> int:
@@ -228,6 +235,7 @@ def _strategy(row: RunRow, num_devices: int, stack: str) -> Strategy:
         micro_batch=_micro_batch(row, dp, pp),
         sequence_parallel=bool(row.whole("sp", 0)) and tp > 1,
         recompute=_recompute(row.text("recompute", default)),
+        recompute_layers=_recomputed_layers(row, pp),
         zero=zero,
         shard_group=int(shards.group(1)) if shards else 0,
         overlap_dp=True,
