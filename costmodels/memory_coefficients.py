@@ -46,6 +46,8 @@ class GoldenCoefficients:
     """What deterministic mode adds beside its larger matmul workspace."""
     pipeline_bytes: float
     """Receive buffers of a pipeline."""
+    local_bytes: float
+    """What Megatron's own layers keep more than Transformer Engine's."""
     sigma: float
     """Standard deviation of ln(measured / predicted) peak on held-out tests."""
 

@@ -208,14 +208,14 @@ def _details(row: RunRow, strategy: Strategy, switches: Switches) -> StageDetail
 def _workspace_bytes(row: RunRow, switches: Switches) -> float:
     """Return the constant buffers of a run.
 
-    PyTorch gives cuBLAS 8 MiB, from Hopper on and in deterministic mode 32 MiB; Transformer Engine keeps 4 MiB
-    of its own, from Hopper on 32 MiB, and as much again per stream of a grouped matmul.
+    PyTorch gives cuBLAS 8 MiB, from Hopper on and in deterministic mode 32 MiB; Transformer Engine keeps
+    4 MiB of its own, from Hopper on 32 MiB, and as much again per stream of a grouped matmul.
     """
     new = not row.text("platform").endswith("a100")
     fixed = _true(row, "deterministic") or "/bert" in row.text("path")
     c = golden_coefficients()
     engine = (32.0 if new else 4.0) * _MIB
-    own = engine if row.text("impl") != "local" else 0.0
+    own = engine if row.text("impl") != "local" else c.local_bytes
     return (
         c.base_bytes
         + (32.0 if new or fixed else 8.0) * _MIB
