@@ -116,9 +116,20 @@ def _emission(file: Any, origin: Origin, target: Target, scheduler: str, hosts: 
         )
         launch = training_launch(file, origin, orders=orders, host_file=hosts)
         return SCHEDULERS[scheduler](launch, target.load()(launch), named_hosts=bool(hosts))
-    message = f"target {origin.target} cannot be emitted yet"
-    raise InputError(message)
+    from planner.emit.schedule_serving import SCHEDULERS as SERVING_SCHEDULERS
+    from planner.emit.serving_launch import serving_launch
 
+    if hosts:
+        message = "--hosts pins ranks of a training plan; a serving plan's hosts stand in instances.tsv"
+        raise InputError(message)
+    fleet = serving_launch(file, origin)
+    if origin.target in _WHOLE_MANIFESTS:
+        return target.load()(fleet)
+    return SERVING_SCHEDULERS[scheduler](fleet, target.load()(fleet))
+
+
+_WHOLE_MANIFESTS = {"dynamo", "llm-d"}
+"""Targets that bring their own Kubernetes objects."""
 
 _BOTH_ORDERS = {"megatron-lm", "megatron-bridge", "mindspeed"}
 """Targets that can be told to put pipeline stages on neighbouring ranks."""

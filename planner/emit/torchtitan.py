@@ -18,7 +18,6 @@ _MODULES: tuple[tuple[str, str, str], ...] = (
     ("llama-3.1-405b", "llama3", "llama3_405b"),
     ("deepseek-v3", "deepseek_v3", "deepseek_v3_671b"),
     ("qwen3-32b", "qwen3", "qwen3_32b"),
-    ("qwen3-8b", "qwen3", "qwen3_8b"),
 )
 """Catalogue name, torchtitan module, torchtitan configuration."""
 

@@ -6,7 +6,7 @@ from itertools import groupby
 
 from costmodels.strategy import Strategy
 from hardware.cluster import Cluster
-from hardware.errors import InputError
+from hardware.errors import InputError, OutOfDomainError
 from hardware.schema import validate
 from planner.emit.emission import Origin
 from planner.emit.model_shape import ModelShape, model_shape
@@ -129,6 +129,15 @@ def _request_fields(file: PlanFile[TrainingPlan]) -> dict[str, object]:
 
 
 def _stage_layers(plan: TrainingPlan, num_layers: int) -> tuple[int, ...]:
+    degrees = sorted({stage.tp for stage in plan.stages})
+    if len(degrees) > 1:
+        message = (
+            f"plan: stages have tensor degrees {' and '.join(map(str, degrees))}; the frameworks that files "
+            "can be written for take one tensor degree for all stages; plan with `allow: {tp: [N]}`"
+        )
+        raise OutOfDomainError(message)
+    if plan.stages:
+        return tuple(stage.num_layers for stage in plan.stages)
     chunks = plan.strategy.pp * plan.strategy.vpp
     return tuple(num_layers // chunks + (1 if i < num_layers % chunks else 0) for i in range(chunks))
 
