@@ -59,7 +59,8 @@ class StageDetails:
     deferred_logits: int = 0
     """Micro-batches whose logit gradients wait for the weight gradient of the head."""
     extra_heads: int = 0
-    """Further predictions of the vocabulary, each with its logits (multi-token prediction)."""
+    """Further predictions of the vocabulary (multi-token prediction): each has its logits and, where the first
+    stage is another one, a copy of the embedding."""
 
 
 def chunks_in_flight(
@@ -182,6 +183,7 @@ def stage_memory(
     p = rank_parameters(job.model, table.tp, table.pp, table.ep, table.etp, table.vpp)
     is_first, is_last = rank == 0, rank == table.pp - 1
     ends = np.where(is_first, p.first, 0.0) + np.where(is_last, p.last, 0.0)
+    ends = ends + np.where(is_last & ~is_first, details.extra_heads * p.first, 0.0)
     layers = p.layers_max if details.layers is None else np.full_like(p.layers_max, details.layers)
     states = _states(table, p, layers - details.missing_layers, ends, stack, job.precision)
     saved = saved_bytes(

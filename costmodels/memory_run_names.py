@@ -5,13 +5,13 @@ keeps that name as `path`. Only such names, and columns, are read here, never a 
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from costmodels.run_table import RunRow
 from hardware.errors import InputError
 
-__all__ = ["Switches", "known_dimensions", "refuse_unknown_parts", "switches_of"]
+__all__ = ["Switches", "known_dimensions", "refuse_unknown_parts", "switches_of", "with_named_degrees"]
 
 _HELD_BESIDES = (
     (r"grpo", "an inference engine and its key-value cache live beside the training state"),
@@ -91,6 +91,14 @@ def _logit_bytes(row: RunRow, path: str) -> float:
         return 6.0
     early = "dracooci" in path or row.optional("n_iter_vals") in _EARLY_ITERATIONS
     return 14.0 if early else 10.0
+
+
+def with_named_degrees(row: RunRow) -> RunRow:
+    """Return the row with the tensor degree that its name spells out (``tp1pp4emp16``)."""
+    named = re.search(r"_tp(\d+)pp\d+emp\d+", row.text("path"))
+    if named is None or int(named.group(1)) == row.whole("tp"):
+        return row
+    return replace(row, values=row.values | {"tp": named.group(1)})
 
 
 def is_t5(path: str) -> bool:

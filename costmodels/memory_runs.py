@@ -16,6 +16,7 @@ from costmodels.memory_run_names import (
     known_dimensions,
     refuse_unknown_parts,
     switches_of,
+    with_named_degrees,
 )
 from costmodels.memory_run_t5 import DECODER_TOKENS, ENCODER_TOKENS, t5_stacks
 from costmodels.run_table import RunRow, RunTable
@@ -31,6 +32,7 @@ _VOCAB = 50257
 """GPT-2 vocabulary, the tokenizer that Megatron's own tests use where none is named."""
 _VOCAB_MULTIPLE = 128
 _RELEASE_DEVICES = 64
+"""Of a release test that is silent about its nodes (assumed)."""
 _MIB = 2**20
 _GROUPED_STREAMS = 4
 """Workspaces of Transformer Engine's grouped matmuls, one per stream."""
@@ -253,6 +255,7 @@ def _t5_jobs(row: RunRow, switches: Switches, job: TrainingJob) -> tuple[Trainin
 
 def _run(row: RunRow) -> MemoryRun:
     refuse_unknown_parts(row.text("path"))
+    row = with_named_degrees(row)
     switches = switches_of(row)
     strategy = _strategy(row, switches)
     job = TrainingJob(

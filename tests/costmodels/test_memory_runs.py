@@ -106,13 +106,13 @@ def test_degrees_that_do_not_divide_are_refused(parse):
 
 def test_workspaces_follow_generation_and_grouping(parse):
     new, old = parse(), parse(platform="dgx_a100")
-    assert new.workspace_bytes - old.workspace_bytes == (28 + 24) * 2**20
+    assert new.workspace_bytes - old.workspace_bytes == pytest.approx((28 + 24) * 2**20)
     fixed = [parse(platform=p, deterministic="True").workspace_bytes for p in ("dgx_h100", "dgx_a100")]
-    assert fixed[0] - fixed[1] == 28 * 2**20
+    assert fixed[0] - fixed[1] == pytest.approx(28 * 2**20)
     moe = {"num_experts": 8, "topk": 1, "ep": 2, "pp": 1}
     grouped = parse("moe/te_8experts2parallel_groupedGEMM", **moe)
     single = parse("moe/te_8experts2parallel_dist_optimizer", **moe)
-    assert grouped.workspace_bytes - single.workspace_bytes == 4 * 32 * 2**20
+    assert grouped.workspace_bytes - single.workspace_bytes == pytest.approx(4 * 32 * 2**20)
 
 
 def test_experts_and_recompute(parse):
@@ -125,6 +125,12 @@ def test_experts_and_recompute(parse):
 def test_published_models_fill_their_vocabulary(parse):
     assert parse("gpt/gpt3_15b_8t_release", tp=8, pp=1, nodes="").job.model.vocab == 256_000
     assert parse("mixtral/mixtral_8x7b_release", nodes="").job.model.vocab == 32_000
+
+
+def test_a_name_that_spells_out_its_degrees_wins(parse):
+    run = parse("mixtral/deepseekv3_proxy_flex_tp1pp4emp16etp1cp1_release", tp=2, nodes="", num_experts=64,
+                topk=8, ep=16, etp=1, mla="True", gbs=512)  # fmt: skip
+    assert (run.strategy.tp, run.strategy.dp, run.details.extra_heads) == (1, 16, 1)
 
 
 def test_encoder_decoder_is_two_stacks(parse):
