@@ -59,8 +59,8 @@ class StageDetails:
     deferred_logits: int = 0
     """Micro-batches whose logit gradients wait for the weight gradient of the head."""
     extra_heads: int = 0
-    """Further predictions of the vocabulary (multi-token prediction): each has its logits and, where the first
-    stage is another one, a copy of the embedding."""
+    """Further predictions of the vocabulary (multi-token prediction): each has its logits and, where the
+    first stage is another one, a copy of the embedding."""
 
 
 def chunks_in_flight(

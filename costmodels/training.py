@@ -107,7 +107,7 @@ def evaluate(
         correction_s=correction_s,
         sigma=sigma,
         memory=memory,
-        fits_probability=fits_probability(memory.peak_bytes, usable, memory_coefficients().sigma),
+        fits_probability=fits_probability(memory.peak_bytes, usable, memory_coefficients(chosen.name).sigma),
         model_flops=training_flops(job.model, job.seq_len) * job.global_batch,
         num_tokens=job.num_tokens,
         num_devices=cluster.num_devices,

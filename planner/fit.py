@@ -16,7 +16,7 @@ __all__ = ["memory_of"]
 def memory_of(job: TrainingJob, cluster: Cluster) -> Callable[[ConfigTable], Fit]:
     """Return the function that predicts peak memory, as `costmodels.training.evaluate` does."""
     stack, usable = find_stack(job.stack), usable_bytes(cluster.device)
-    sigma = memory_coefficients().sigma
+    sigma = memory_coefficients(stack.name).sigma
 
     def fit(configs: ConfigTable) -> Fit:
         peak_bytes = peak_memory(job, configs, stack).peak_bytes
