@@ -229,12 +229,12 @@ class Simulation:
         self.table.engine[request] = index
         if not engine.busy:
             # Not at once: others that arrive at this very time may join the same iteration.
-            target.rank.waiting.append(request)
+            target.rank.enqueue(request)
             self.at(self.now_s, self.wake, index)
             return
         if engine.interrupt(self.now_s, request, target.rank_index):
             self.at(engine.end_s, self._engine_event, index)
-        target.rank.waiting.append(request)
+        target.rank.enqueue(request)
 
     def _able(self, request: int, targets: list[Target]) -> list[Target]:
         """Return the targets whose cache can hold the request; only mixed fleets need to look."""
@@ -281,7 +281,7 @@ class Simulation:
         target = self.route_decode(request, targets, self.draws[request])
         target.routed += 1
         self.table.engine[request] = target.engine
-        target.rank.pending.append(request)
+        target.rank.enqueue_prefilled(request)
         engine = self.engines[target.engine]
         if not engine.busy:
             self._start_transfers(target)

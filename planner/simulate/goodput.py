@@ -100,7 +100,8 @@ def meets(
 ) -> tuple[bool, float]:
     """Return whether the fleet keeps the targets, and the share of requests within all of them.
 
-    The run ends early, with a share of 0, once more first tokens are late than the percentile allows.
+    The run ends early, with a share of 0, once more first tokens are late, or more requests slow, than the
+    percentile allows.
 
     Parameters
     ----------
@@ -125,21 +126,27 @@ def meets(
 
 
 def _too_many_late(slo: Slo, first: int, count: int) -> GiveUp:
-    """Return the rule that ends a run: too many counted requests had no first token in time.
+    """Return the rule that ends a run: too many counted requests are known to be late or slow.
 
     Two more than the percentile allows are needed, since it is interpolated between requests.
     """
     allowed = (1.0 - slo.percentile / 100.0) * (count - first) + 2.0
-    checked, late = first, 0
+    seen = {"started": first, "finished": first, "late": 0, "slow": 0}
+    ttft_s, tpot_s = slo.ttft_s or math.inf, slo.tpot_s or math.inf
 
     def give_up(table: RequestTable, arrived: int, now_s: float) -> bool:
-        nonlocal checked, late
-        if slo.ttft_s is None:
-            return False
-        while checked < arrived and table.arrival_s[checked] + slo.ttft_s < now_s:
-            late += table.first_s[checked] - table.arrival_s[checked] > slo.ttft_s
-            checked += 1
-        return late > allowed
+        at = seen["started"]
+        while at < arrived and table.arrival_s[at] + ttft_s < now_s:
+            seen["late"] += table.first_s[at] - table.arrival_s[at] > ttft_s
+            at += 1
+        seen["started"] = at
+        at = seen["finished"]
+        while at < arrived and table.finish_s[at] < math.inf:
+            spent_s = table.finish_s[at] - table.first_s[at]
+            seen["slow"] += spent_s > tpot_s * (table.output_tokens[at] - 1)
+            at += 1
+        seen["finished"] = at
+        return max(seen["late"], seen["slow"]) > allowed
 
     return give_up
 

@@ -34,6 +34,7 @@ class Rank:
     ready : requests whose cache has arrived and that start decoding next.
     prefilling : requests whose prompt is being computed, in order.
     pool : the cache memory.
+    outstanding : requests that are not finished here.
     load : what the scheduled iteration holds.
     swap_tokens : cached tokens that the scheduled iteration moves to or from host memory.
     """
@@ -46,6 +47,7 @@ class Rank:
         "batch",
         "load",
         "num_arriving",
+        "outstanding",
         "pending",
         "pool",
         "prefilling",
@@ -71,6 +73,7 @@ class Rank:
         self.pending: deque[int] = deque()
         self.ready: deque[int] = deque()
         self.num_arriving = 0
+        self.outstanding = 0
         self.prefilling: dict[int, None] = {}
         self.load = Load()
         self.swap_tokens = 0
@@ -80,11 +83,15 @@ class Rank:
         """Requests in the batch."""
         return len(self.batch.ends) + len(self.prefilling)
 
-    @property
-    def outstanding(self) -> int:
-        """Requests that are not finished here."""
-        queued = len(self.waiting) + len(self.pending) + len(self.ready) + self.num_arriving
-        return queued + self.num_running
+    def enqueue(self, request: int) -> None:
+        """Add a new request, or one that starts again."""
+        self.waiting.append(request)
+        self.outstanding += 1
+
+    def enqueue_prefilled(self, request: int) -> None:
+        """Add a request whose prompt was computed elsewhere."""
+        self.pending.append(request)
+        self.outstanding += 1
 
     def can_start(self, request: int) -> bool:
         """Return whether a newly arrived request could join the next iteration."""
@@ -148,6 +155,7 @@ class Rank:
                 table.finish_s[request] = now_s
                 done.append(request)
         prefilled = self._finish_chunks(now_s, done) if self._chunks else []
+        self.outstanding -= len(done) + len(prefilled)
         return done, prefilled
 
     def reserve_pending(self) -> int | None:
@@ -178,12 +186,15 @@ class Rank:
         """Drop a request whose cache is lost at the other end of its transfer, wherever it is here."""
         if request in self.pending:
             self.pending.remove(request)
+            self.outstanding -= 1
         if request in self.pool.held and request not in self.batch.ends and request not in self.prefilling:
             self.pool.forget(request)
             if request in self.ready:
                 self.ready.remove(request)
+                self.outstanding -= 1
             elif self.role is Role.DECODE:
                 self.num_arriving -= 1
+                self.outstanding -= 1
 
     def held_requests(self) -> list[int]:
         """Return every request that has memory here."""
@@ -205,7 +216,7 @@ class Rank:
         for queue in (self.waiting, self.pending, self.ready):
             queue.clear()
         self.prefilling.clear()
-        self.num_arriving = 0
+        self.num_arriving = self.outstanding = 0
         self.pool.clear()
         return lost
 
