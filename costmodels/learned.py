@@ -18,7 +18,7 @@ from costmodels.step_inputs import StepInputs
 from costmodels.step_time import StepParts
 from costmodels.strategy import ConfigTable
 
-__all__ = ["FEATURES", "Correction", "correction_features", "find_correction"]
+__all__ = ["FEATURES", "MANY_DEVICES", "Correction", "correction_features", "find_correction"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -46,6 +46,7 @@ _SCALES = (
     "hidden",
     "seq_len",
 )
+MANY_DEVICES = 32
 FEATURES = (*_SHARES, *_DEGREES, *_SCALES, *_SWITCHES)
 """Names of the columns that a correction reads, in order: shares of the analytic step, logarithms of
 degrees and of
@@ -63,7 +64,9 @@ class Correction:
     """Smallest fitted value of every boxed feature."""
     high: Floats
     sigma: float
-    """Standard deviation of ln(measured / corrected) on held-out groups."""
+    """Standard deviation of ln(measured / corrected) on held-out groups of few devices."""
+    sigma_many: float
+    """The same from `MANY_DEVICES` devices on, where the network adds its own spread."""
 
     def log_ratio(self, features: Floats) -> Floats:
         """Return ln(measured / analytic) as learned, zero outside the fitted box. features: (rows,
@@ -121,4 +124,5 @@ def find_correction(stack: str) -> Correction | None:
         low=np.array(entry["low"]),
         high=np.array(entry["high"]),
         sigma=float(entry["sigma"]),
+        sigma_many=float(entry["sigma_many"]),
     )

@@ -11,7 +11,7 @@ from costmodels.graph import Experts
 from costmodels.job import TrainingJob
 from costmodels.kernels import kernel_model
 from costmodels.layer_costs import matmul_dtype
-from costmodels.learned import correction_features, find_correction
+from costmodels.learned import MANY_DEVICES, correction_features, find_correction
 from costmodels.memory import memory_coefficients, peak_memory, usable_bytes
 from costmodels.model_flops import training_flops
 from costmodels.stacks import Stack, find_stack
@@ -66,7 +66,12 @@ def _sigma(job: TrainingJob, stack: Stack) -> float:
 
 
 def _corrected(
-    job: TrainingJob, configs: ConfigTable, inputs: StepInputs, parts: StepParts, stack: Stack
+    job: TrainingJob,
+    configs: ConfigTable,
+    inputs: StepInputs,
+    parts: StepParts,
+    stack: Stack,
+    num_devices: int,
 ) -> tuple[Floats, Floats]:
     """Return what the learned correction adds to each step, and the spread that is left. [s], [ln]"""
     correction = find_correction(stack.name)
@@ -74,7 +79,8 @@ def _corrected(
         return np.zeros(len(configs)), np.full(len(configs), _sigma(job, stack))
     features = correction_features(configs, inputs, parts, hidden=job.model.hidden, seq_len=job.seq_len)
     added = parts.total_s * np.expm1(correction.log_ratio(features))
-    return added, np.where(correction.covers(features), correction.sigma, _sigma(job, stack))
+    left = correction.sigma_many if num_devices >= MANY_DEVICES else correction.sigma
+    return added, np.where(correction.covers(features), left, _sigma(job, stack))
 
 
 def evaluate(
@@ -99,7 +105,7 @@ def evaluate(
     rows = len(configs)
     correction_s, sigma = np.zeros(rows), np.full(rows, _sigma(job, chosen))
     if corrected and stack is None:
-        correction_s, sigma = _corrected(job, configs, inputs, parts, chosen)
+        correction_s, sigma = _corrected(job, configs, inputs, parts, chosen, cluster.num_devices)
     memory: MemoryTable = peak_memory(job, configs, chosen)
     usable = usable_bytes(cluster.device)
     return CostTable(

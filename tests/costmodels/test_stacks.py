@@ -96,7 +96,9 @@ def test_correction_is_silent_outside_its_box() -> None:
     target = 0.3 * (features[:, 0] > 1.5)
     low, high = box_of(features)
     settings = TreeSettings(num_trees=40, depth=3, learning_rate=0.2)
-    correction = Correction(trees=fit_trees(features, target, settings), low=low, high=high, sigma=0.1)
+    correction = Correction(
+        trees=fit_trees(features, target, settings), low=low, high=high, sigma=0.1, sigma_many=0.2
+    )
     assert np.abs(correction.log_ratio(features) - target).mean() < 0.05
     outside = features.copy()
     outside[:, FEATURES.index("hidden")] = 99.0
