@@ -13,7 +13,8 @@ def normal_cdf(z: Floats) -> Floats:
     t = 1.0 / (1.0 + 0.2316419 * np.abs(z))
     series = 0.319381530 + t * (-0.356563782 + t * (1.781477937 + t * (-1.821255978 + t * 1.330274429)))
     tail = np.exp(-0.5 * z * z) / np.sqrt(2.0 * np.pi) * t * series
-    return np.where(z >= 0, 1.0 - tail, tail)
+    below: Floats = np.where(z >= 0, 1.0 - tail, tail)
+    return below
 
 
 def fits_probability(peak_bytes: Floats, usable_bytes: float, sigma: float) -> Floats:

@@ -85,6 +85,8 @@ class _States:
     gradients: Floats
     optimizer: Floats
     gathered: Floats
+    step: Floats
+    """Held during the optimizer step, when no activations are."""
 
 
 def _cut(table: ConfigTable) -> tuple[Floats, Floats]:
@@ -96,7 +98,10 @@ def _cut(table: ConfigTable) -> tuple[Floats, Floats]:
 
 
 def _gradient_bytes(stack: Stack, precision: str) -> tuple[float, float]:
-    """Return bytes per parameter of gradients as accumulated, and of what their shard adds."""
+    """Return bytes per parameter of gradients as accumulated, and of their fp32 copy for the step.
+
+    A sharded optimizer keeps that copy of its shard (fits nvidia-smi figures of BLOOM's runs).
+    """
     if not stack.widened_gradients:
         return stack.main_grad_bytes, 0.0
     if precision == "fp16":
@@ -115,7 +120,8 @@ def _states(
     full = table.zero == 3
     main, widened = _gradient_bytes(stack, precision)
     grad = np.where(full, _FP32_BYTES, main)
-    optimizer = np.where(full, _MOMENTS_BYTES, _MASTER_AND_MOMENTS_BYTES + widened)
+    kept = _MASTER_AND_MOMENTS_BYTES + np.where(table.zero > 0, widened, 0.0)
+    optimizer = np.where(full, _MOMENTS_BYTES, kept)
     layer = p.layer_dense + p.layer_expert
     held = np.minimum(_GATHERED_LAYERS, layers) * layer * (1.0 - 1.0 / shard) + ends
     return _States(
@@ -123,6 +129,7 @@ def _states(
         gradients=grad * np.where(table.zero >= 2, sharded, whole),
         optimizer=optimizer * np.where(table.zero >= 1, sharded, whole),
         gathered=np.where(full, 2.0 * _WEIGHT_BYTES * held, 0.0),
+        step=np.where(table.zero > 0, 0.0, widened * whole),
     )
 
 
@@ -200,7 +207,8 @@ def stage_memory(
     working = np.maximum(_working(job, table, saved) - logits, 0.0)
     tokens = table.micro_batch * job.seq_len / table.cp
     sends = np.where(table.pp > 1, 4.0, 1.0) * tokens * job.model.hidden * _WEIGHT_BYTES
-    buffers = sends + c.workspace_bytes + working
+    backward = activations + logits + working + sends
+    buffers = sends + c.workspace_bytes + working + np.maximum(states.step - backward, 0.0)
     dynamic = activations + logits + states.gathered + buffers
     return MemoryTable(
         weights_bytes=states.weights,

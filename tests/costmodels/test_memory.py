@@ -72,6 +72,8 @@ def test_deepspeed_widens_gradients_by_precision():
     stack = replace(STACK, widened_gradients=True)
     fp16 = replace(JOB, precision="fp16")
     assert states(stage(job=fp16, stack=stack, dp=4, zero=1)) == pytest.approx((4 + 16 / 4) * GPT.num_params)
+    short = stage(job=replace(fp16, seq_len=8, model=replace(GPT, vocab=128)), stack=stack, zero=0)
+    assert short.allocated_bytes[0] == pytest.approx(20 * GPT.num_params)
     assert states(stage(stack=stack, dp=4, zero=1)) == pytest.approx((8 + 12 / 4) * GPT.num_params)
 
 
