@@ -204,7 +204,7 @@ def _hop(level: Level) -> tuple[float, float, float, float]:
     rate = level.bytes_per_s
     if level.pair_bytes_per_s and level.kind in (LinkKind.MESH, LinkKind.TORUS):
         rate = min(rate, level.pair_bytes_per_s)
-    curve = tech.curves.get("all_to_all")
+    curve = tech.curves.get("p2p") or tech.curves.get("all_to_all")
     if curve is not None:
         scale = rate / tech.reference_bytes_per_s
         alpha, extra, half, busbw, _ = (float(v[0]) for v in curve.at(np.array([2.0])))

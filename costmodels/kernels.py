@@ -14,6 +14,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
+from costmodels.calibrated import KernelCalibration, current
 from costmodels.kernels_attention import BACKWARD_FLOPS_RATIO, CONTEXT, CONTEXT_MLA, DECODE, DECODE_MLA
 from costmodels.kernels_data import Source, find_surface, source_of, sustained_frac
 from costmodels.kernels_experts import EXPERTS
@@ -25,15 +26,12 @@ from hardware.device import Device
 __all__ = ["KernelModel", "KernelTime", "kernel_model"]
 
 _BACKWARD_EFFICIENCY = 0.85
-"""Fused backward over forward, as fractions of peak: 63 % against 73 % on A100 (Dao, arXiv 2307.08691, sec.
-4.1), and about 550 against 650 TFLOP/s on H100 (Shah et al., arXiv 2407.08608, figs. 5 and 6, head size
-128, causal)."""
+"""Fused backward over forward, shares of peak: 63 % against 73 % on A100 (Dao, arXiv 2307.08691, sec. 4.1),
+550 against 650 TFLOP/s on H100 (Shah et al., arXiv 2407.08608, figs. 5 and 6, head size 128, causal)."""
 _BACKWARD_LAUNCHES = 3.0
-"""Kernels of a fused backward: row sums of output times gradient, main loop, conversion of the query
-gradient."""
+"""Kernels of a fused backward: row sums of output times gradient, main loop, query gradient's conversion."""
 _UNFUSED_PASSES = 4.0
-"""Times that an unfused softmax moves the scores, forward: scale-mask-softmax reads and writes, dropout the
-same."""
+"""Times that an unfused softmax moves the scores, forward: scale-mask-softmax reads, writes; dropout same."""
 _UNFUSED_BACKWARD_PASSES = 5.0
 """Backward: dropout reads and writes, softmax reads gradient and output and writes."""
 _SAME_DIE_LOG_SIGMA = 0.10
@@ -42,6 +40,8 @@ B200 and GB200, differ by 0.07 to 0.10 in the mean (bf16 matmul)."""
 _BORROWED_FORMAT_LOG_SIGMA = 0.15
 """Added where another number format's coefficients answer (assumed)."""
 
+ADAM_TRAFFIC_BYTES = 34.0
+"""Per parameter: read gradient 4, master, two moments 12; write them 12; write weight 2; clipping pass 4."""
 _LARGE_MATMUL = 8192.0
 """Side of the square matmul at which a sustained share of peak is understood."""
 
@@ -63,17 +63,22 @@ class KernelModel:
     """True reproduces the micro-benchmarks that the surfaces come from: weights may stay in the last-level
     cache between repeats, and the host may be slower than the kernel. False is the kernel inside a real
     step: every weight is read from memory and launches come from a captured graph."""
+    calibration: KernelCalibration | None = None
+    """Measurements of this very machine, which come before everything that ships."""
 
     @property
     def measured(self) -> bool:
         """Whether the device itself was measured."""
-        return self.source.measured
+        return self.source.measured or self.calibration is not None
 
     def predict_shape(self, family: Family, shape: Shape, dtype: str) -> KernelTime:
         """Return the time of every row of a family's shape columns; the methods below name and broadcast
         them.
         """
         fmt = find_format(dtype)
+        own = self.calibration.find(family, fmt) if self.calibration else None
+        if own is not None:
+            return own.predict(shape, own.machine, own.fmt, steady=not self.as_benchmarked)
         machine = machine_of(self.device, fmt)
         surface, same_format = find_surface(self.source.file, family, fmt)
         if not same_format or not self.source.same_die:
@@ -135,9 +140,12 @@ class KernelModel:
         """Return the time of `groups` equal matmuls in one kernel, each ``m x n x k``; physics alone."""
         shape, out = _columns(groups=groups, m=m, n=n, k=k)
         fmt = find_format(dtype)
-        surface, _ = find_surface(self.source.file, MATMUL, fmt)
-        surface = replace(surface, trees=None, coefficients=self._coefficients(surface))
-        time = surface.predict(shape, machine_of(self.device, fmt), fmt, steady=True)
+        own = self.calibration.find(MATMUL, fmt) if self.calibration else None
+        surface = own or find_surface(self.source.file, MATMUL, fmt)[0]
+        coefficients = surface.coefficients if own else self._coefficients(surface)
+        machine = own.machine if own else machine_of(self.device, fmt)
+        surface = replace(surface, trees=None, coefficients=coefficients)
+        time = surface.predict(shape, machine, fmt, steady=True)
         sigma = np.full(out, np.hypot(surface.physics_log_sigma, _SAME_DIE_LOG_SIGMA))
         return KernelTime(seconds=time.seconds.reshape(out), log_sigma=sigma)
 
@@ -271,6 +279,8 @@ class KernelModel:
             batch=batch, q_len=q_len, kv_len=kv_len, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
             value_dim=value_dim, causal=causal, window=window, dtype=dtype,
         )  # fmt: skip
+        if self.calibration and self.calibration.attention_backward_ratio:
+            return forward * self.calibration.attention_backward_ratio
         launch = self.launch_s()
         busy = np.maximum(forward - launch, 0.0)
         return _BACKWARD_LAUNCHES * launch + busy * BACKWARD_FLOPS_RATIO / _BACKWARD_EFFICIENCY
@@ -330,14 +340,9 @@ class KernelModel:
     ) -> Floats:
         """Return the seconds of `decode_attention`."""
         return self.decode_attention(
-            batch=batch,
-            kv_len=kv_len,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            window=window,
+            batch=batch, kv_len=kv_len, heads=heads, kv_heads=kv_heads, head_dim=head_dim, window=window,
             dtype=dtype,
-        ).seconds
+        ).seconds  # fmt: skip
 
     def mla_decode_attention(
         self, *, batch: Number, kv_len: Number, heads: Number, dtype: str = "bf16"
@@ -356,17 +361,26 @@ class KernelModel:
 
     def launch_s(self) -> float:
         """Return the shortest time of a kernel inside a captured graph."""
+        if self.calibration and self.calibration.memory:
+            return self.calibration.memory.launch_s
         surface, _ = find_surface(self.source.file, MATMUL, find_format("bf16"))
         return surface.coefficients["launch_s"]
 
     def memory_s(self, num_bytes: Number) -> Floats:
-        """Return the seconds of a memory-bound kernel (element-wise, norm, optimizer) that moves
-        `num_bytes`.
-        """
+        """Return the seconds of a memory-bound kernel (element-wise, norm) that moves `num_bytes`."""
+        moved = np.asarray(num_bytes, dtype=np.float64)
+        if self.calibration and self.calibration.memory:
+            return self.calibration.memory.seconds(moved)
         surface, _ = find_surface(self.source.file, MATMUL, find_format("bf16"))
         c = surface.coefficients
-        moved = np.asarray(num_bytes, dtype=np.float64)
         return c["launch_s"] + moved / (c["memory_frac"] * self.device.memory_bytes_per_s)
+
+    def optimizer_s(self, num_params: Number) -> Floats:
+        """Return the seconds of one Adam step over `num_params`."""
+        count = np.asarray(num_params, dtype=np.float64)
+        if self.calibration and self.calibration.optimizer:
+            return self.calibration.optimizer.seconds(count)
+        return self.memory_s(count * ADAM_TRAFFIC_BYTES)
 
 
 def _reshape(time: KernelTime, shape: tuple[int, ...]) -> KernelTime:
@@ -374,6 +388,13 @@ def _reshape(time: KernelTime, shape: tuple[int, ...]) -> KernelTime:
 
 
 @cache
-def kernel_model(device: Device, *, as_benchmarked: bool = False) -> KernelModel:
-    """Return the kernel model of `device`; every device has one."""
+def _shipped_model(device: Device, as_benchmarked: bool) -> KernelModel:
     return KernelModel(device=device, source=source_of(device), as_benchmarked=as_benchmarked)
+
+
+def kernel_model(device: Device, *, as_benchmarked: bool = False) -> KernelModel:
+    """Return the kernel model of `device`, with the calibration in force where that is of this device."""
+    model, calibration = _shipped_model(device, as_benchmarked), current()
+    if calibration is None or calibration.device != device.name:
+        return model
+    return replace(model, calibration=calibration.kernels)

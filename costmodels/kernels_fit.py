@@ -20,6 +20,8 @@ _SIGMA_KNOTS = 8
 _SIGMA_FLOOR = 0.01
 _ROBUST_WIDTH = 2.0
 """Errors of this many robust standard deviations weigh half."""
+_NOISE = 0.1
+"""Spread of repeated measurements, against which the pull of a start is weighed (assumed)."""
 _BOUND = 30.0
 """A coefficient stays within this factor of where its fit starts."""
 
@@ -70,8 +72,16 @@ def fit_physics(
     fmt: Format,
     *,
     start: Coefficients | None = None,
+    pull_log_sigma: float | None = None,
 ) -> dict[str, float]:
-    """Return the coefficients that fit log seconds best, with a robust loss."""
+    """Return the coefficients that fit log seconds best, with a robust loss.
+
+    Parameters
+    ----------
+    start : where the fit begins, the family's own otherwise.
+    pull_log_sigma : standard deviation of the logarithm of each coefficient around its start; few samples
+        then leave what they say nothing about where it was. None: no pull.
+    """
     from scipy.optimize import least_squares  # slow to import, needed for fitting only
 
     first = dict(start or family.start)
@@ -81,7 +91,10 @@ def fit_physics(
 
     def residual(point: Floats) -> Floats:
         coefficients = dict(zip(names, np.exp(point), strict=True))
-        return np.log(family.physics(shape, machine, fmt, coefficients)) - target
+        misfit: Floats = np.log(family.physics(shape, machine, fmt, coefficients)) - target
+        if pull_log_sigma is None:
+            return misfit
+        return np.concatenate([misfit, _NOISE * (point - origin) / pull_log_sigma])
 
     reach = np.log(_BOUND)
     upper = origin + reach
@@ -96,7 +109,7 @@ def fit_physics(
         np.clip(origin, lower + 1e-6, upper - 1e-6),
         bounds=(lower, upper),
         loss="soft_l1",
-        f_scale=0.1,
+        f_scale=_NOISE,
         max_nfev=60,
     )
     return {n: float(v) for n, v in zip(names, np.exp(answer.x), strict=True)}
@@ -268,12 +281,16 @@ def fit_surface(
     groups: npt.NDArray[np.str_],
     siblings: tuple[Sibling, ...] = (),
     settings: TreeSettings | None = None,
+    coefficients: Coefficients | None = None,
     num_folds: int = 4,
     seed: int = 0,
 ) -> Fitted:
-    """Return the surface of all samples, judged by cross-validation over whole `groups`."""
+    """Return the surface of all samples, judged by cross-validation over whole `groups`.
+
+    `coefficients` of the physics are fitted unless they are given.
+    """
     settings = settings or TreeSettings()
-    coefficients = fit_physics(family, shape, seconds, machine, fmt)
+    coefficients = coefficients or fit_physics(family, shape, seconds, machine, fmt)
     physics = family.physics(shape, machine, fmt, coefficients)
     target = np.log(seconds / physics)
     training = _training(family, shape, target, machine, fmt, groups, siblings)

@@ -29,13 +29,12 @@ from costmodels.graph import (
 from costmodels.kernels import KernelModel
 from hardware.levels import Level
 
-__all__ = ["LayerCosts", "Shards", "layer_costs"]
+__all__ = ["LayerCosts", "Shards", "element_bytes", "layer_costs", "matmul_dtype"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-_ELEMENT_BYTES = 2.0
-"""Activations are bf16 or fp16 in every stack modelled here."""
+_WIDE_FORMATS = ("fp32", "tf32")
 _NORM_BACKWARD_TRAFFIC = 2.0
 """Backward of a norm reads input and output gradient and writes one: 6 bytes against 4, plus partial sums."""
 _VECTOR_BACKWARD_TRAFFIC = 1.5
@@ -139,6 +138,16 @@ class _Context:
     replicated_tokens: Floats
     """Tokens that a replicated operator sees: cut by tp under sequence parallelism."""
 
+    @property
+    def element_bytes(self) -> float:
+        """Return the bytes of an activation."""
+        return element_bytes(self.precision)
+
+
+def element_bytes(precision: str) -> float:
+    """Return the bytes of an activation or weight: 16 bits in every mixed precision."""
+    return 4.0 if precision.lower() in _WIDE_FORMATS else 2.0
+
 
 def matmul_dtype(precision: str) -> str:
     """Return the kernel dtype of linear layers for a training precision."""
@@ -154,9 +163,10 @@ def matmul_dtype(precision: str) -> str:
 
 def _dtypes(ctx: _Context, op: Matmul) -> tuple[str, str]:
     """Return the dtype of forward and data-gradient, and of the weight-gradient matmul."""
-    if op.split is Split.NONE:
-        return "bf16", "bf16"
     dtype = matmul_dtype(ctx.precision)
+    if op.split is Split.NONE:
+        wide = dtype if dtype in _WIDE_FORMATS else "bf16"
+        return wide, wide
     return dtype, ("fp8" if dtype == "nvfp4" else dtype)
 
 
@@ -214,20 +224,20 @@ def _add_attention(out: LayerCosts, op: Attention, weight: float, ctx: _Context)
         total += weight * seconds / shards.cp
         if op.num_params:
             learned += weight * np.maximum(seconds - fused[backward], 0.0) / shards.cp
-    kv_bytes = shards.micro_batch * length * kv_heads * (op.head_dim + op.value_dim) * _ELEMENT_BYTES
+    kv_bytes = shards.micro_batch * length * kv_heads * (op.head_dim + op.value_dim) * ctx.element_bytes
     out.cp_s += weight * collective_s(Collective.ALL_GATHER, kv_bytes, shards.tp, shards.cp, ctx.levels)
     out.num_ops += weight
 
 
 def _add_vector(out: LayerCosts, elements_fwd: Floats, backward: float, weight: float, ctx: _Context) -> None:
-    out.vector_fwd_s += weight * ctx.kernels.memory_s(elements_fwd * _ELEMENT_BYTES)
-    out.vector_bwd_s += weight * ctx.kernels.memory_s(elements_fwd * _ELEMENT_BYTES * backward)
+    out.vector_fwd_s += weight * ctx.kernels.memory_s(elements_fwd * ctx.element_bytes)
+    out.vector_bwd_s += weight * ctx.kernels.memory_s(elements_fwd * ctx.element_bytes * backward)
     out.num_ops += weight
 
 
 def _add_norm(out: LayerCosts, op: Norm, weight: float, ctx: _Context) -> None:
     tokens = ctx.tokens / ctx.shards.tp if op.over_heads else ctx.replicated_tokens
-    moved = 2.0 * tokens * op.features * op.copies * _ELEMENT_BYTES
+    moved = 2.0 * tokens * op.features * op.copies * ctx.element_bytes
     out.norm_fwd_s += weight * ctx.kernels.memory_s(moved)
     out.norm_bwd_s += weight * ctx.kernels.memory_s(moved * _NORM_BACKWARD_TRAFFIC)
     out.num_ops += weight
@@ -258,11 +268,11 @@ def _add_experts(out: LayerCosts, op: Experts, weight: float, ctx: _Context) -> 
         out.expert_bwd_s += weight * (data + grad)
         if dtype not in ("bf16", "fp32", "tf32"):
             out.cast_s += weight * ctx.kernels.memory_s(rows * (deep + wide) * _CAST_BYTES_PER_ELEMENT)
-    activation = rows * (up + down) * _ELEMENT_BYTES
+    activation = rows * (up + down) * ctx.element_bytes
     out.vector_fwd_s += weight * ctx.kernels.memory_s(activation)
     out.vector_bwd_s += weight * ctx.kernels.memory_s(activation * _VECTOR_BACKWARD_TRAFFIC)
-    out.routing_s += weight * ctx.kernels.memory_s(routed * op.hidden * _ELEMENT_BYTES * _ROUTING_PASSES)
-    sent = routed * op.hidden * _ELEMENT_BYTES
+    out.routing_s += weight * ctx.kernels.memory_s(routed * op.hidden * ctx.element_bytes * _ROUTING_PASSES)
+    sent = routed * op.hidden * ctx.element_bytes
     hop = collective_s(Collective.ALL_TO_ALL, sent, shards.etp, shards.ep, ctx.levels)
     gather = collective_s(
         Collective.ALL_GATHER, sent * shards.etp, np.ones_like(shards.etp), shards.etp, ctx.levels
@@ -313,7 +323,7 @@ def _add_reductions(out: LayerCosts, block: Block, hidden: int, weight: float, c
     """
     shards = ctx.shards
     one = np.ones_like(shards.tp)
-    size = ctx.tokens * hidden * _ELEMENT_BYTES
+    size = ctx.tokens * hidden * ctx.element_bytes
     reduce_all = collective_s(Collective.ALL_REDUCE, size, one, shards.tp, ctx.levels)
     scatter = collective_s(Collective.REDUCE_SCATTER, size, one, shards.tp, ctx.levels)
     gather = collective_s(Collective.ALL_GATHER, size, one, shards.tp, ctx.levels)
@@ -335,7 +345,7 @@ def _add_ends(out: LayerCosts, model: ModelGraph, ctx: _Context) -> None:
     loss = ctx.kernels.memory_s(logits * _LOSS_BYTES_PER_LOGIT)
     out.head_vector_s += body.vector_fwd_s + body.vector_bwd_s + body.norm_fwd_s + body.norm_bwd_s + loss
     reads = sum(op.features for op in model.inputs if isinstance(op, Embedding))
-    out.embed_s += 3.0 * ctx.kernels.memory_s(ctx.tokens * max(reads, 1) * _ELEMENT_BYTES)
+    out.embed_s += 3.0 * ctx.kernels.memory_s(ctx.tokens * max(reads, 1) * ctx.element_bytes)
 
 
 def layer_costs(

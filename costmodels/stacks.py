@@ -13,6 +13,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from costmodels.calibrated import current
 from hardware.errors import UnknownNameError
 
 __all__ = ["FITTED", "Stack", "find_stack", "stack_names"]
@@ -145,7 +146,6 @@ def stack_names() -> tuple[str, ...]:
     return tuple(sorted(_table()))
 
 
-@cache
 def find_stack(name: str, *, fitted: bool = True) -> Stack:
     """Return the stack of that name, with what was fitted or (for fitting anew) as it is assumed.
 
@@ -154,6 +154,14 @@ def find_stack(name: str, *, fitted: bool = True) -> Stack:
     UnknownNameError
         if there is none; suggests near names.
     """
+    calibration = current()
+    if calibration is not None and fitted and name in calibration.stacks:
+        return calibration.stacks[name]
+    return _shipped_stack(name, fitted)
+
+
+@cache
+def _shipped_stack(name: str, fitted: bool) -> Stack:
     entry = _table().get(name)
     if entry is None:
         raise UnknownNameError("software stack", name, stack_names())

@@ -14,7 +14,7 @@ from costmodels.collectives import Collective, collective_s, p2p_s
 from costmodels.job import TrainingJob
 from costmodels.kernels import KernelModel
 from costmodels.keys import Keys, shard_degree
-from costmodels.layer_costs import LayerCosts, Shards, layer_costs
+from costmodels.layer_costs import LayerCosts, Shards, element_bytes, layer_costs
 from costmodels.parameters import RankParameters, rank_parameters
 from costmodels.strategy import ConfigTable, Recompute
 from hardware.levels import Level
@@ -24,10 +24,6 @@ __all__ = ["StepInputs", "step_inputs"]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Index = npt.NDArray[np.intp]
-
-_BYTES_PER_WEIGHT = 2.0
-_ADAM_TRAFFIC_BYTES = 34.0
-"""Per parameter: read gradient 4, master, two moments 12; write them 12; write weight 2; clipping pass 4."""
 
 
 @dataclass(slots=True, eq=False)
@@ -144,25 +140,25 @@ def _data_parallel(
     parameters = rank_parameters(job.model, table.tp, table.pp, table.ep, table.etp, table.vpp)
     reduce = _reduction_s(table, parameters, levels, Collective.ALL_REDUCE, 4.0)
     scatter = _reduction_s(table, parameters, levels, Collective.REDUCE_SCATTER, 4.0)
-    gather = _reduction_s(table, parameters, levels, Collective.ALL_GATHER, _BYTES_PER_WEIGHT)
+    gather = _reduction_s(table, parameters, levels, Collective.ALL_GATHER, element_bytes(job.precision))
     dense, expert = _stage_bytes(parameters)
     shard = shard_degree(table)
     expert_shard = np.maximum(np.minimum(shard, table.tp * table.dp * table.cp // (table.ep * table.etp)), 1)
     updated = dense / shard + expert / np.where(table.zero > 0, expert_shard, 1)
-    one_layer = (parameters.layer_dense + parameters.layer_expert) * _BYTES_PER_WEIGHT
+    one_layer = (parameters.layer_dense + parameters.layer_expert) * element_bytes(job.precision)
     layer_gather = collective_s(Collective.ALL_GATHER, one_layer, table.tp, shard, levels)
     return _DataParallel(
         grad_comm_s=np.where(table.zero > 0, scatter, reduce),
         param_comm_s=np.where((table.zero > 0) & (table.zero < 3), gather, 0.0),
         gather_layer_s=np.where(table.zero == 3, layer_gather, 0.0),
-        optimizer_s=kernels.memory_s(updated * _ADAM_TRAFFIC_BYTES),
+        optimizer_s=kernels.optimizer_s(updated),
         layers_max=parameters.layers_max,
         layers_mean=parameters.layers_mean,
     )
 
 
 def _sends(job: TrainingJob, table: ConfigTable, levels: tuple[Level, ...]) -> Floats:
-    size = table.micro_batch * job.seq_len / table.cp * job.model.hidden * _BYTES_PER_WEIGHT
+    size = table.micro_batch * job.seq_len / table.cp * job.model.hidden * element_bytes(job.precision)
     size = np.where(table.sequence_parallel > 0, size / table.tp, size)
     hop = p2p_s(size, table.tp * table.cp * table.dp, levels, degree=table.pp)
     return np.where(table.pp > 1, hop, 0.0)

@@ -1,0 +1,1 @@
+"""Microbenchmarks of this machine or, under a launcher, of a cluster; they write samples files."""
