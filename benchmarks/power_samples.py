@@ -1,0 +1,142 @@
+"""Measured power tables as columns, for the fits and the table of power figures."""
+
+import csv
+import gzip
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from costmodels.power_kernels import FORMATS
+
+RATED_W = {"A40": 300.0, "P100": 250.0, "RTX6000": 260.0, "V100": 250.0}
+CAP_NAMES = {"A40": "a40", "P100": "p100", "RTX6000": "rtx-6000", "V100": "v100"}
+_FORMAT = {"bfloat16": "bf16", "fp8": "fp8", "fp8_block": "fp8-block", "nvfp4": "nvfp4"}
+_TABLES = {
+    "h200-vllm": ("h200_sxm", "vllm"),
+    "b200-trtllm": ("b200_sxm", "trtllm"),
+    "gb200-trtllm": ("gb200", "trtllm"),
+}
+
+
+def read_table(path):
+    """Return the rows of a CSV file, gzipped or not, as dictionaries."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapSamples:
+    """One training job under one cap per row; the highest cap of each job is its reference."""
+
+    device: np.ndarray
+    network: np.ndarray
+    cap_frac: np.ndarray
+    natural_frac: np.ndarray
+    throughput_frac: np.ndarray
+    device_names: tuple
+
+    def take(self, rows):
+        """Return the chosen rows."""
+        columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "device_names"}
+        return CapSamples(**{n: c[rows] for n, c in columns.items()}, device_names=self.device_names)
+
+
+def cap_samples(path):
+    """Return every row of the power-cap traces below the highest cap of its job."""
+    rows = read_table(path)
+    names = sorted(CAP_NAMES)
+    best = {}
+    for row in rows:
+        key = tuple(row[c] for c in ("gpu", "dataset", "network", "batch_size", "optimizer"))
+        if key not in best or float(row["power_limit"]) > float(best[key]["power_limit"]):
+            best[key] = row
+    out = []
+    for row in rows:
+        key = tuple(row[c] for c in ("gpu", "dataset", "network", "batch_size", "optimizer"))
+        top, rated = best[key], RATED_W[row["gpu"]]
+        if float(row["power_limit"]) < float(top["power_limit"]):
+            slow = float(top["time_per_epoch"]) / float(row["time_per_epoch"])
+            out.append(
+                (
+                    names.index(row["gpu"]),
+                    row["network"],
+                    float(row["power_limit"]) / rated,
+                    float(top["average_power"]) / rated,
+                    slow,
+                )
+            )
+    device, network, cap, natural, slow = (np.array(c) for c in zip(*out, strict=True))
+    return CapSamples(
+        device=device,
+        network=network,
+        cap_frac=cap,
+        natural_frac=natural,
+        throughput_frac=slow,
+        device_names=tuple(CAP_NAMES[n] for n in names),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatmulSamples:
+    """One matrix product per row."""
+
+    m: np.ndarray
+    n: np.ndarray
+    k: np.ndarray
+    fmt: np.ndarray
+    latency_s: np.ndarray
+    power_w: np.ndarray
+    formats: tuple
+
+
+def matmul_samples(data, source):
+    """Return the products that a source measured, each shape once, and the files they come from."""
+    system, backend = _TABLES[source]
+    first = data / "power" / "aic_gemm_power_sample.csv.gz"
+    second = data / "kernels" / f"{system}_gemm_power_{backend}.csv.gz"
+    seen = {}
+    for row in read_table(first):
+        if (row["system"], row["backend"]) == (system, backend):
+            key = (row["gemm_dtype"], int(row["m"]), int(row["n"]), int(row["k"]))
+            seen.setdefault(key, (float(row["latency"]), float(row["power"])))
+    for row in read_table(second):
+        key = (row["gemm_dtype"], int(row["m"]), int(row["n"]), int(row["k"]))
+        seen.setdefault(key, (float(row["latency_ms"]), float(row["power_w"])))
+    names = list(FORMATS)
+    fmt = np.array([names.index(_FORMAT[key[0]]) for key in seen], dtype=float)
+    shape = np.array([key[1:] for key in seen], dtype=float)
+    values = np.array(list(seen.values()))
+    return (
+        MatmulSamples(
+            m=shape[:, 0],
+            n=shape[:, 1],
+            k=shape[:, 2],
+            fmt=fmt,
+            latency_s=values[:, 0] * 1e-3,
+            power_w=values[:, 1],
+            formats=tuple(names[i] for i in np.unique(fmt.astype(int))),
+        ),
+        (first, second),
+    )
+
+
+def family_means(path):
+    """Return, per device and kind of operator, the latency-weighted mean draw over rated power."""
+    wanted = {
+        "gemm": "matmul",
+        "context_attention": "attention",
+        "generation_attention": "decode-attention",
+        "moe": "experts",
+    }
+    chosen = {"h200_sxm": "vllm", "b200_sxm": "trtllm", "gb200": "trtllm"}
+    found = {}
+    for row in read_table(path):
+        name = row["system"].removesuffix("_sxm")
+        if row["table"] in wanted and row["backend"] == chosen[row["system"]]:
+            limit = float(row["power_limit_w"])
+            entry = found.setdefault(name, {})
+            entry[wanted[row["table"]]] = round(float(row["latency_weighted_mean_w"]) / limit, 4)
+            if row["table"] == "gemm":
+                entry["launch-bound"] = round(float(row["p01_w"]) / limit, 4)
+    return found

@@ -1,0 +1,36 @@
+import json
+
+import numpy as np
+import pytest
+
+from costmodels.power_kernels import SOURCES, matmul_power
+from costmodels.power_trees import FreeTrees, fit_free_trees
+
+
+def test_trees_predict_as_the_library_that_fitted_them_and_survive_json():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 3))
+    y = x[:, 0] * 2 + (x[:, 1] > 0)
+    trees = fit_free_trees(
+        x, y, num_trees=40, num_leaves=9, learning_rate=0.2, min_rows_per_leaf=5, features_frac=1.0
+    )
+    assert np.abs(trees.predict(x) - y).mean() < 0.15
+    again = FreeTrees.from_json(json.loads(json.dumps(trees.to_json())))
+    assert again.predict(x) == pytest.approx(trees.predict(x), abs=2e-2)
+    assert again.predict(x[:1])[0] == pytest.approx(again.predict(x)[0])
+
+
+@pytest.mark.parametrize("device", sorted(SOURCES))
+def test_large_products_draw_near_rated_power_and_small_ones_near_the_floor(device):
+    power = matmul_power(device)
+    assert power is not None
+    watts = power.draw_w(
+        np.array([8192.0, 4.0]), np.array([8192.0, 256.0]), np.array([8192.0, 256.0]), "bf16"
+    )
+    assert watts[0] > 0.8 * power.machine.rated_w
+    assert power.least_w <= watts[1] < 0.5 * power.machine.rated_w
+    assert watts.max() <= power.machine.rated_w
+
+
+def test_a_device_that_no_source_measured_has_none():
+    assert matmul_power("h100") is None

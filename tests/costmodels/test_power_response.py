@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from costmodels.power_response import (
+    CapResponse,
+    ClockResponse,
+    cap_names,
+    cap_response,
+    fit_cap_responses,
+    inert_cap,
+)
+from hardware.errors import OutOfDomainError
+
+PLAIN = CapResponse(device="x", static_frac=0.2, exponent=0.5, sharpness=20.0, log_sigma=0.05, measured=True)
+
+
+def test_deep_below_the_natural_draw_throughput_is_the_power_of_the_ratio_left():
+    assert PLAIN.throughput_frac(0.4, 1.0) == pytest.approx((0.2 / 0.8) ** 0.5, rel=1e-4)
+
+
+def test_a_cap_far_above_the_natural_draw_costs_nothing():
+    assert PLAIN.throughput_frac(1.0, 0.4) == pytest.approx(1.0, abs=1e-3)
+
+
+@given(st.floats(0.25, 1.2), st.floats(0.25, 1.2), st.floats(0.22, 1.2))
+def test_more_cap_never_slows_and_more_draw_never_quickens(low, high, natural):
+    low, high = sorted((low, high))
+    assert PLAIN.throughput_frac(low, natural) <= PLAIN.throughput_frac(high, natural) + 1e-12
+    assert PLAIN.throughput_frac(0.5, high) <= PLAIN.throughput_frac(0.5, low) + 1e-12
+
+
+@given(st.floats(0.3, 0.99), st.floats(0.4, 1.0))
+def test_the_cap_for_a_throughput_gives_that_throughput(frac, natural):
+    assert PLAIN.throughput_frac(PLAIN.cap_for(frac, natural), natural) == pytest.approx(frac, rel=1e-6)
+
+
+def test_a_throughput_of_one_has_no_smallest_cap():
+    with pytest.raises(OutOfDomainError, match="between 0 and 1"):
+        PLAIN.cap_for(1.0, 0.5)
+
+
+def test_a_cap_above_the_draw_is_inert():
+    assert inert_cap([700, 300], [400, 400]).tolist() == [True, False]
+
+
+def test_clock_response_by_hand():
+    clock = ClockResponse(clock_share=0.8, static_frac=0.25, voltage_floor=0.7)
+    assert clock.time_frac(0.5) == pytest.approx(0.8 / 0.5 + 0.2)
+    assert clock.power_frac(0.5) == pytest.approx(0.25 + 0.75 * 0.5 * 0.49)
+    assert clock.power_frac(1.0) == clock.time_frac(1.0) == 1.0
+
+
+def test_shipped_responses_and_the_one_for_devices_never_measured():
+    assert cap_names() == ("a40", "p100", "rtx-6000", "v100")
+    assert cap_response("v100-32gb").device == "v100"
+    assert not cap_response("h100").measured
+    assert 0.6 < float(cap_response("h100").throughput_frac(0.6, 0.95)) < 1.0
+
+
+def test_the_fit_finds_the_response_that_made_the_samples():
+    rng = np.random.default_rng(0)
+    device = rng.integers(0, 2, 300)
+    cap, natural = rng.uniform(0.35, 1.0, 300), rng.uniform(0.4, 0.95, 300)
+    truth = [
+        PLAIN,
+        CapResponse(device="y", static_frac=0.3, exponent=0.3, sharpness=20.0, log_sigma=0, measured=True),
+    ]
+    slow = np.array(
+        [float(truth[d].throughput_frac(c, p)) for d, c, p in zip(device, cap, natural, strict=True)]
+    )
+    static, exponent, sharpness = fit_cap_responses(device, cap, natural, slow)
+    made = [
+        CapResponse(device="z", static_frac=s, exponent=e, sharpness=sharpness, log_sigma=0, measured=True)
+        for s, e in zip(static, exponent, strict=True)
+    ]
+    again = np.array(
+        [float(made[d].throughput_frac(c, p)) for d, c, p in zip(device, cap, natural, strict=True)]
+    )
+    assert np.abs(again / slow - 1).mean() < 0.01
