@@ -146,7 +146,7 @@ def fit_matmul(data, write):
         long = samples.latency_s >= 1e-4
         print(
             f"matmul draw {source}, unseen (n, k): {100 * error.mean():.2f} % MAPE, "
-            f"{100 * np.median(error):.2f} % median of {len(error)}; >= 0.1 ms {100 * error[long].mean():.2f} %",
+            f"{100 * np.median(error):.2f} % median; >= 0.1 ms {100 * error[long].mean():.2f} %",
             flush=True,
         )
         if not write:

@@ -20,6 +20,7 @@ where v is the clock below which the voltage no longer falls.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -177,8 +178,9 @@ def fit_cap_responses(
     cap_frac, natural_frac : cap and draw at the highest cap, over rated power.
     throughput_frac : throughput over that at the highest cap.
     """
-    from scipy.optimize import minimize  # slow to import, needed for fitting only
+    from scipy import optimize  # slow to import, needed for fitting only
 
+    minimize: Any = optimize.minimize
     num = int(device.max()) + 1
 
     def loss(point: Floats) -> float:
