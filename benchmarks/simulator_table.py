@@ -293,14 +293,12 @@ def plans(shared: Path, _: Path) -> None:
             ("l40s", "a100-80gb", "h100", "h200"), (1, 2), (512, 2048)
         )
     ][:15]
-    kinds = [(pool, rate) for pool in bases for rate in (8.0, 30.0, 80.0)]
-    counts = (1, 2, 3, 4, 6, 8, 12)
-    found = Parallel(n_jobs=2)(
-        delayed(smallest_count)(pool, counts, trace.scaled(r), slo) for pool, r in kinds
-    )
+    counts, rates = (1, 2, 3, 4, 6, 8, 12), (8.0, 30.0, 80.0)
+    per_pool = Parallel(n_jobs=2)(delayed(smallest_counts)(pool, counts, rates, trace, slo) for pool in bases)
+    found = [answer for answers in per_pool for answer in answers]
     wall = time.perf_counter() - start_wall
     pruned, ran = sum(f[1] for f in found), sum(f[2] for f in found)
-    total = len(kinds) * len(counts)
+    total = len(bases) * len(rates) * len(counts)
     report(
         f"{len(bases) * len(counts)} fleets x 3 rates x {len(trace)} requests, 2 processes",
         f"{sum(f[3] for f in found):.0f} CPU-s, {wall:.0f} s wall",
@@ -308,6 +306,13 @@ def plans(shared: Path, _: Path) -> None:
         "< 60 s on 2 cores",
     )
     print(f"      {pruned} pruned by the bound, {total - pruned - ran} by a smaller fleet, {ran} simulated")
+
+
+def smallest_counts(
+    pool: Pool, counts: tuple[int, ...], rates: tuple[float, ...], trace: Trace, slo: Slo
+) -> list[tuple[int | None, int, int, float]]:
+    """Return `smallest_count` at each rate; one process keeps a pool's iteration times."""
+    return [smallest_count(pool, counts, trace.scaled(rate), slo) for rate in rates]
 
 
 def smallest_count(
