@@ -115,9 +115,7 @@ def main():
         print(f"  micro-batch {plan.micro_batch}: {' | '.join(stage_text(s) for s in plan.stages)}")
         seconds, step_s = first[0]
         gap = 100 * outcome.gap_frac
-        print(
-            f"  first plan {seconds:.2f} CPU-s ({1 / step_s:.4f} steps/s); all {cpu:.2f} CPU-s, gap {gap:.1f} %"
-        )
+        print(f"  first plan {seconds:.2f} CPU-s ({1 / step_s:.4f} steps/s); all {cpu:.2f}, gap {gap:.1f} %")
     return 0
 
 

@@ -60,11 +60,10 @@ def annealing():
         problem = annealing_problem(rates, num_stages)
         default = 1e3 * float(problem.cost_s(np.arange(16)[None])[0])
         outcome = solve_placement(problem, num_moves=250_000)
-        print(
-            f"  PP {num_stages:2d}: default {default:6.1f}, found {1e3 * outcome.objective:7.2f} "
-            f"(best known {BEST_KNOWN_MS[num_stages]:6.2f}), at most {100 * outcome.gap_frac:.2f} % from the best, "
-            f"{outcome.solution.method}, {outcome.wall_s:.1f} s"
-        )
+        found = f"found {1e3 * outcome.objective:7.2f} (best known {BEST_KNOWN_MS[num_stages]:6.2f})"
+        print(f"  PP {num_stages:2d}: default {default:6.1f}, {found}")
+        gap = f"at most {100 * outcome.gap_frac:.2f} % from the best"
+        print(f"         {gap}, {outcome.solution.method}, {outcome.wall_s:.1f} s")
 
 
 def robust():
@@ -78,12 +77,13 @@ def robust():
         placed = solve_robust_placement(problem, believe_links(filled[None]), default, num_moves=60_000)
         before, after = judge.cost_s(np.stack([default, placed.site_of])) * 1e3
         tuned = 1e3 * float(problem.cost_s(default[None])[0]) - BEST_KNOWN_MS[num_stages]
-        expected = f"{100 * placed.gain_frac:4.1f} % ({100 * placed.gain_low_frac:4.1f} to {100 * placed.gain_high_frac:4.1f})"
-        print(
-            f"  PP {num_stages:2d}: {'default kept' if placed.is_default else 'reordered   '} expected {expected}, "
-            f"true {100 * (before - after) / before:4.1f} % = {100 * (before - after) / tuned:4.0f} % of annealing's gain "
-            f"(annealing keeps {100 * ANNEALING_KEEPS[num_stages]:.0f} %)"
-        )
+        low, high = 100 * placed.gain_low_frac, 100 * placed.gain_high_frac
+        kept = "default kept" if placed.is_default else "reordered"
+        gain = f"{100 * placed.gain_frac:.1f} % ({low:.1f} to {high:.1f})"
+        print(f"  PP {num_stages:2d}: {kept}; best found saves {gain}")
+        share, rival = 100 * (before - after) / tuned, 100 * ANNEALING_KEEPS[num_stages]
+        true = 100 * (before - after) / before
+        print(f"         true gain {true:.1f} %: keeps {share:.0f} % (annealing {rival:.0f} %)")
 
 
 def leafy_problem(num_hosts, num_stages, seed=0):
@@ -110,17 +110,28 @@ def scale():
         started = time.monotonic()
         outcome = solve_placement(problem, num_moves=10**8, time_limit_s=limit * 0.95)
         default = float(problem.cost_s(np.arange(num_hosts)[None])[0])
-        print(
-            f"  {8 * num_hosts} ranks: default {1e3 * default:.0f} ms, found {1e3 * outcome.objective:.0f} ms, "
-            f"bound {1e3 * outcome.bound:.0f} ms, gap {100 * outcome.gap_frac:.1f} %, {time.monotonic() - started:.1f} s"
-        )
+        costs = f"default {1e3 * default:.0f} ms, found {1e3 * outcome.objective:.0f} ms"
+        limits = f"bound {1e3 * outcome.bound:.0f} ms, gap {100 * outcome.gap_frac:.1f} %"
+        print(f"  {8 * num_hosts} ranks: {costs}, {limits}, {time.monotonic() - started:.1f} s")
+
+
+def gpt(name, hidden, num_layers, num_heads):
+    """Return a GPT with sequences of 2048 and 51,200 words."""
+    return transformer_graph(
+        name=name,
+        hidden=hidden,
+        ffn_hidden=4 * hidden,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        vocab=51200,
+        max_seq_len=2048,
+    )
 
 
 def holmes():
     """Print throughput ratios and layer splits of two NIC islands."""
-    print(
-        "Holmes: GPT-3.6B, pp 2, micro-batch 4; published hybrid/IB 0.76 to 0.79, hybrid/Ethernet 1.12 to 1.35 (recalled)"
-    )
+    print("Holmes: GPT-3.6B, pp 2, micro-batch 4; published (recalled, not verified) hybrid/IB 0.76 to 0.79,")
+    print("  hybrid/Ethernet 1.12 to 1.35")
     small = transformer_graph(
         name="gpt-3.6b",
         hidden=3072,
@@ -179,9 +190,7 @@ def frontier():
     compute_s = 6 * 20e9 * 2048 / 73.5e12
     steps = [compute_s + shard_comm_s(scheme, 20e9, rates) for scheme in ShardScheme]
     ratios = " : ".join(f"{steps[0] / step:.2f}" for step in steps)
-    print(
-        "Frontier, 20B on 384 dies, one sequence of 2048 per die at 73.5 TFLOP/s (assumed), nothing overlapped"
-    )
+    print("Frontier, 20B on 384 dies, one sequence of 2048 per die at 73.5 TFLOP/s (assumed), no overlap")
     print(f"  ZeRO-3 : ZeRO++ : three-level = {ratios} (published 1 : 1.405 : 2.40)")
     small = transformer_graph(
         name="gpt-22b",
@@ -201,9 +210,8 @@ def frontier():
         job = TrainingJob(model=model, seq_len=2048, global_batch=batch)
         costs = evaluate(job, find_cluster("frontier", num_nodes), ConfigTable.from_strategies([strategy]))
         rate = costs.model_flops / float(costs.step_s[0]) / (8 * num_nodes) / 1e12
-        print(
-            f"  {model.name}: {rate:.1f} TFLOP/s per die (published {published}), {100 * (rate / published - 1):+.0f} %"
-        )
+        off = 100 * (rate / published - 1)
+        print(f"  {model.name}: {rate:.1f} TFLOP/s per die (published {published}), {off:+.0f} %")
 
 
 def sailor():
