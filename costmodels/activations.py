@@ -41,8 +41,8 @@ _NORM_STATS_BYTES = 8.0
 _LOG_SUM_EXP_BYTES = 4.0
 """Per head and token, kept by flash attention."""
 _UNFUSED_NORM_BYTES = 6.0
-"""Per element beyond the 16-bit input: an fp32 copy of it and the normalised 16-bit tensor, which the product
-with the weight keeps (the reference implementation of LLaMA's RMS norm)."""
+"""Per element in place of the 16-bit input: an fp32 copy of it, and the normalised 16-bit tensor, which the
+product with the weight keeps (counted on autograd's saved tensors of LLaMA's reference RMS norm)."""
 _DROPOUT_SCORE_BYTES = 3.0
 """Per score: mask and the dropped-out copy."""
 _EXPERT_OUTPUT_BYTES = 2.0
@@ -94,9 +94,9 @@ def _matmul_bytes(op: Matmul, shape: _Shape) -> Floats:
 
 def _norm_bytes(op: Norm, shape: _Shape) -> Floats:
     cut = shape.tp if op.over_heads else shape.outside
-    own = 0.0 if op.shares_input else _HALF
-    extra = 0.0 if shape.stack.fused_norm else _UNFUSED_NORM_BYTES
-    return op.copies * ((own + extra) * op.features + _NORM_STATS_BYTES) / cut
+    fused = 0.0 if op.shares_input else _HALF
+    each = fused if shape.stack.fused_norm else _UNFUSED_NORM_BYTES
+    return op.copies * (each * op.features + _NORM_STATS_BYTES) / cut
 
 
 def _attention_bytes(op: Attention, shape: _Shape) -> tuple[Floats, Floats, Floats]:

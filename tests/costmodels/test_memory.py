@@ -144,6 +144,15 @@ def test_full_recompute_keeps_layer_inputs_and_works_on_one_layer():
     assert some.activations_bytes[0] == (2 * HIDDEN + 3 * kept) * SEQ * 2
 
 
+@pytest.mark.parametrize("pp", [1, 4])
+def test_recomputing_one_layer_more_never_needs_more(pp):
+    unfused = replace(STACK, flash=False)
+    layers = range(1, LAYERS // pp + 1)
+    rows = [Strategy(pp=pp, recompute=Recompute.FULL, recompute_layers=n) for n in layers]
+    peaks = peak_memory(JOB, ConfigTable.from_strategies(rows), unfused).peak_bytes
+    assert (np.diff(peaks) < 0).all()
+
+
 def test_selective_recompute_drops_the_scores():
     unfused = replace(STACK, flash=False)
     scores = 2 * 16 * SEQ * SEQ * LAYERS
