@@ -58,22 +58,10 @@ def simulate(
     json: JsonOption = False,
 ) -> None:
     """Replay a trace, request by request, and show latencies, targets met, use and cost."""
+    given = locals()
     with readable_errors():
         from planner.simulate.report import Question, print_summary, run_question
 
-        question = Question(
-            plan=plan,
-            fleet=fleet,
-            trace=trace,
-            rate_per_s=rate_per_s,
-            num_requests=num_requests,
-            targets={"ttft_s": slo_ttft_s, "tpot_s": slo_tpot_s, "itl_s": slo_itl_s, "e2e_s": slo_e2e_s},
-            percentile=percentile,
-            warm_up_s=warm_up_s,
-            drain_s=drain_s,
-            goodput=goodput,
-            seed=seed,
-            requests_csv=requests_csv,
-            timeline_json=timeline_json,
-        )
-        print_summary(run_question(question), as_json=json)
+        targets = {name: given.pop(f"slo_{name}") for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s")}
+        as_json = given.pop("json")
+        print_summary(run_question(Question(**given, targets=targets)), as_json=as_json)

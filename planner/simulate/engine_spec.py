@@ -84,21 +84,7 @@ def catalogue_engine(
         kv_bytes_per_request(model, table, np.array([_SIZING_CONTEXT_TOKENS]), engine.block_tokens)[0]
     )
     if kv_tokens is None:
-        memory = serving_memory(
-            model,
-            table,
-            device_bytes=device.memory_bytes,
-            memory_frac=engine.memory_frac,
-            reserve_bytes=engine.reserve_bytes,
-        )
-        kv_tokens = int(memory.kv_budget_bytes[0] / (each / _SIZING_CONTEXT_TOKENS))
-        if kv_tokens < engine.block_tokens:
-            need, have = float(memory.weights_bytes[0]) / 1e9, device.memory_bytes / 1e9
-            message = (
-                f"{model.name} leaves no cache on {device.name} at tp {config.tp}, pp {config.pp}: "
-                f"the weights take {need:.1f} GB per device of {have:.0f} GB"
-            )
-            raise InfeasibleError(message, ("memory",))
+        kv_tokens = _kv_tokens(model, table, engine, machine, each / _SIZING_CONTEXT_TOKENS)
     if usd_per_hour is None:
         usd_per_hour = _catalogue_price(machine)
     idle_w, prefill_w, decode_w = device_watts(machine)
@@ -123,6 +109,33 @@ def catalogue_engine(
         link_latency_s=outer.latency_s,
         admission_s=engine.admission_s,
     )
+
+
+def _kv_tokens(
+    model: ModelGraph,
+    table: ServingTable,
+    engine: EngineStack,
+    machine: ServingMachine,
+    bytes_per_token: float,
+) -> int:
+    """Return the tokens of cache that the weights leave on each device of one attention group."""
+    device = machine.device
+    memory = serving_memory(
+        model,
+        table,
+        device_bytes=device.memory_bytes,
+        memory_frac=engine.memory_frac,
+        reserve_bytes=engine.reserve_bytes,
+    )
+    tokens = int(memory.kv_budget_bytes[0] / bytes_per_token)
+    if tokens < engine.block_tokens:
+        need, have = float(memory.weights_bytes[0]) / 1e9, device.memory_bytes / 1e9
+        message = (
+            f"{model.name} leaves no cache on {device.name} at tp {table.tp[0]}, pp {table.pp[0]}: "
+            f"the weights take {need:.1f} GB per device of {have:.0f} GB"
+        )
+        raise InfeasibleError(message, ("memory",))
+    return tokens
 
 
 def settings_of(config: ServingConfig, engine: EngineStack) -> EngineSettings:

@@ -205,19 +205,7 @@ def print_summary(answer: dict[str, Any], *, as_json: bool) -> None:
         f"{answer['num_counted']} of {answer['num_requests']} requests counted", ("latency", *points), rows_s
     )
     if answer["slo"] is not None:
-        slo = answer["slo"]
-        word = "kept" if slo["met"] else "broken"
-        slo_rows = [
-            (
-                name,
-                format_quantity(target, "s"),
-                format_quantity(slo["at_percentile"][name], "s"),
-                f"{100 * slo['attainment_frac_by_target'][name]:.2f} %",
-            )
-            for name, target in slo["targets"].items()
-        ]
-        title = f"Targets at p{slo['percentile']:g}: {word}; {slo['binding']} binds"
-        print_table(title, ("target", "limit", "simulated", "requests within"), slo_rows)
+        _print_targets(answer["slo"])
     pool_rows = [
         (
             pool["name"],
@@ -245,3 +233,20 @@ def print_summary(answer: dict[str, Any], *, as_json: bool) -> None:
         ("preemptions", str(answer["num_preemptions"])),
     ]
     print_table("", ("total", "value"), totals)
+
+
+def _print_targets(slo: dict[str, Any]) -> None:
+    from planner.cli.render import print_table
+
+    word = "kept" if slo["met"] else "broken"
+    rows = [
+        (
+            name,
+            format_quantity(target, "s"),
+            format_quantity(slo["at_percentile"][name], "s"),
+            f"{100 * slo['attainment_frac_by_target'][name]:.2f} %",
+        )
+        for name, target in slo["targets"].items()
+    ]
+    title = f"Targets at p{slo['percentile']:g}: {word}; {slo['binding']} binds"
+    print_table(title, ("target", "limit", "simulated", "requests within"), rows)

@@ -124,3 +124,33 @@ def test_step_table_is_reproduced_and_bad_batches_are_left_out() -> None:
         assert timer.decode_s(batch, batch * 512.0) == pytest.approx(time_ms * 1e-3, rel=0.01)
     assert timer.decode_s(1, 4096.0) == pytest.approx(0.025, rel=0.01)
     assert timer.decode_s(64, 64 * 4096.0) > 0.1
+
+
+def test_expert_layers_see_the_tokens_of_all_ranks(tmp_path: Path) -> None:
+    prefix = write_profile(tmp_path)
+    rows = ["tokens,activated_experts,time_us"]
+    rows += [f"{t},{e},{t * 0.1 + e * 10}" for t in (1, 64, 2048) for e in (1, 8, 16)]
+    (tmp_path / "gpu_moe.csv.gz").write_bytes(gzip.compress("\n".join(rows).encode()))
+    mixture = transformer_graph(
+        name="tiny-moe",
+        hidden=64,
+        ffn_hidden=128,
+        num_layers=10,
+        num_heads=4,
+        num_kv_heads=2,
+        vocab=100,
+        num_experts=16,
+        top_k=2,
+        expert_ffn_hidden=32,
+    )
+    profile = read_layer_profile(prefix)
+    timer = measured_timer(profile, mixture, dp=2, ep=2, link_bytes_per_s=1e9, link_latency_s=1e-5)
+    alone = Load(num_seqs=64, kv_tokens=6400.0)
+    idle = Load()
+    both = timer.lockstep_s([alone, alone])
+    one = timer.lockstep_s([alone, idle])
+    # 128 tokens reach all 8 local experts; each device computes half of all choices. Two exchanges a layer.
+    experts = 64 * 0.1e-6 + 80e-6 + 2 * (1e-5 + 0.5 * 128 * 64 * 2 / 1e9)
+    own = timer.decode_s(64, 6400.0) - 10 * (32 * 0.1e-6 + 80e-6 + 2 * (1e-5 + 0.5 * 64 * 64 * 2 / 1e9))
+    assert both == pytest.approx(own + 10 * experts, rel=2e-3)
+    assert one < both
