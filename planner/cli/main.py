@@ -48,6 +48,7 @@ VERBS: tuple[Verb, ...] = (
     _verb("backtest kernels", "backtest", "backtest_kernels", "Measured kernels against predictions."),
     _verb("simulate", "simulate", "simulate", "Replay requests through a serving plan or a fleet."),
     _verb("emit", "emit", "emit", "Write the files that start a plan in a framework."),
+    _verb("verify", "verify", "verify", "Check emitted files with the parsers at hand."),
     _verb("explain", "explain", "explain", "Say why a plan was chosen and what it rests on."),
     _verb("compare", "compare", "compare", "Say how two plans differ and what the difference costs."),
     _verb("catalog devices", "catalog", "devices", "Accelerators, as their data sheets rate them."),

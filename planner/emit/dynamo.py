@@ -9,7 +9,7 @@ from planner.emit.emission import Caveat, Emission, header
 from planner.emit.serving_files import EngineCommand
 from planner.emit.serving_launch import DEVICES_PER_HOST, Pool, ServingLaunch
 from planner.emit.sglang import sglang_command
-from planner.emit.vllm import engine_arguments
+from planner.emit.vllm import engine_arguments, option_words
 
 __all__ = ["emit"]
 
@@ -99,10 +99,7 @@ def _arguments(launch: ServingLaunch, pool: Pool) -> tuple[list[str], tuple[Cave
     options, caveats = engine_arguments(launch, pool)
     words = ["--model", launch.model]
     for name, value in options.items():
-        if isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--no-{name}")
-        else:
-            words += [f"--{name}", str(value)]
+        words += option_words(name, value)
     if pool.role != "both":
         transfer = '{"kv_connector":"NixlConnector","kv_role":"kv_both"}'
         words += ["--disaggregation-mode", pool.role, "--kv-transfer-config", transfer]

@@ -7,7 +7,7 @@ import yaml
 from hardware.errors import OutOfDomainError
 from planner.emit.emission import Caveat, Emission, header
 from planner.emit.serving_launch import DEVICES_PER_HOST, Pool, ServingLaunch
-from planner.emit.vllm import engine_arguments
+from planner.emit.vllm import engine_arguments, option_words
 
 __all__ = ["emit"]
 
@@ -58,14 +58,11 @@ def emit(launch: ServingLaunch) -> Emission:
 def _role(launch: ServingLaunch, pool: Pool, caveats: list[Caveat]) -> dict[str, Any]:
     options, notes = engine_arguments(launch, pool)
     caveats.extend(notes)
-    words = []
+    words: list[str] = []
     for name, value in options.items():
         if name in _OWN:
             continue
-        if isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--no-{name}")
-        else:
-            words += [f"--{name}", str(value)]
+        words += option_words(name, value)
     if pool.role != "both":
         words += ["--kv-transfer-config", '{"kv_connector":"NixlConnector","kv_role":"kv_both"}']
     devices = min(pool.config.num_devices, DEVICES_PER_HOST)

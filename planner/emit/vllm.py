@@ -9,7 +9,7 @@ from planner.emit.serving_files import EngineCommand, serving_emission
 from planner.emit.serving_launch import Pool, ServingLaunch
 from planner.emit.shell import flag
 
-__all__ = ["emit", "engine_arguments", "vllm_command"]
+__all__ = ["emit", "engine_arguments", "option_words", "vllm_command"]
 
 _ROLES = {"prefill": "kv_producer", "decode": "kv_consumer"}
 _FROM_CHECKPOINT = {Quant.FP8_BLOCK, Quant.INT8, Quant.INT4, Quant.NVFP4, Quant.MXFP4}
@@ -25,7 +25,7 @@ def vllm_command(launch: ServingLaunch, pool: Pool) -> EngineCommand:
     """Return how one instance of the pool starts."""
     values, caveats = engine_arguments(launch, pool)
     environment = {}
-    lines = [_line(name, value) for name, value in values.items()]
+    lines = [flag(*option_words(name, value)) for name, value in values.items()]
     if pool.role in _ROLES:
         transfer = {"kv_connector": "NixlConnector", "kv_role": _ROLES[pool.role]}
         lines.append(flag("--kv-transfer-config", json.dumps(transfer)))
@@ -45,10 +45,13 @@ def vllm_command(launch: ServingLaunch, pool: Pool) -> EngineCommand:
     )
 
 
-def _line(name: str, value: Any) -> str:
+def option_words(name: str, value: Any) -> list[str]:
+    """Return one option as words; a switch that is off has its own name."""
     if value is True:
-        return f"--{name}"
-    return f"--no-{name}" if value is False else flag(f"--{name}", value)
+        return [f"--{name}"]
+    if value is False:
+        return [f"--disable-{name.removeprefix('enable-')}"]
+    return [f"--{name}", str(value)]
 
 
 def engine_arguments(launch: ServingLaunch, pool: Pool) -> tuple[dict[str, Any], tuple[Caveat, ...]]:
