@@ -2,9 +2,9 @@ r"""Which consecutive layers each of many unlike machines holds, so that most to
 
 Machine i holds layers :math:`[s_i, s_i + k_i)` and passes at most :math:`T_i(k_i)` tokens per second
 through them. Tokens enter where layer 0 is held, go from i to j where j holds the layer after the last one of
-i (j may begin earlier and then skips what is done), and leave after the last layer. A placement's value is the
-maximum flow of this network under machine and link capacities; it is exact. Placements are searched by annealing with
-restarts from greedy covers, since big-M relaxations of the same problem bound nothing (Y. Mei et al., Helix,
+i (j may begin earlier and then skips what is done), and leave after the last layer. A placement's value is
+the maximum flow of this network under machine and link capacities; it is exact. Placements are searched by
+annealing with restarts from greedy covers, since big-M relaxations of the same problem bound nothing (Y. Mei et al., Helix,
 ASPLOS 2025, whose objective this is).
 """
 

@@ -1,8 +1,8 @@
 """Starting placements: teams of machines that hold the same layers, lined up at the highest throughput.
 
 A team of smallest size passes a target through its layers; an integer program picks teams that hold all
-layers without using a machine twice; the target is bisected. Regions behind narrow links meet in teams of several
-machines, so that several links join them.
+layers without using a machine twice; the target is bisected. Regions behind narrow links meet in teams of
+several machines, so that several links join them.
 """
 
 import random
