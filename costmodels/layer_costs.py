@@ -51,6 +51,13 @@ _EXPERT_TILE_ROWS = 128
 """Rows to which a grouped matmul pads each expert's tokens (CUTLASS tile height)."""
 _ROUTING_PASSES = 6.0
 """Reads and writes of every routed token for permute, pad, weight and unpermute (two each way, forward)."""
+_SCAN_PASSES = 16.0
+_SCAN_BACKWARD_TRAFFIC = 2.5
+"""Reads and writes of the inner width by a chunked state-space scan: convolution, chunk states in fp32, state
+passing, chunk scan, gate and norm; its backward runs most of them twice (counted in Mamba-2's kernels; assumed)."""
+_SCAN_MATMUL_SLOWDOWN = 5.0
+"""Chunked scans reach about a fifth of the matmul rate (assumed)."""
+_OPS_PER_SCAN = 12.0
 _OPS_PER_EXPERTS = 45
 """Host launches of one routed layer: router, top-k, auxiliary loss, permutation maps, dispatch, a launch or
 more per
@@ -282,11 +289,14 @@ def _add_experts(out: LayerCosts, op: Experts, weight: float, ctx: _Context) -> 
 
 
 def _add_state_space(out: LayerCosts, op: StateSpace, weight: float, ctx: _Context) -> None:
+    """Add a chunked scan (Dao and Gu, arXiv 2405.21060, section 6): matmuls in chunks, passes over states."""
     inner = op.inner / ctx.shards.tp
-    moved = ctx.tokens * inner * (4.0 + op.conv / 2.0)
-    _add_vector(out, moved, _VECTOR_BACKWARD_TRAFFIC, weight, ctx)
-    out.gemm_fwd_s += weight * ctx.kernels.matmul_s(ctx.tokens, inner, 3.0 * op.state, dtype="bf16")
-    out.gemm_bwd_s += weight * 2 * ctx.kernels.matmul_s(ctx.tokens, inner, 3.0 * op.state, dtype="bf16")
+    moved = ctx.tokens * inner * (_SCAN_PASSES + op.conv / 2.0)
+    _add_vector(out, moved, _SCAN_BACKWARD_TRAFFIC, weight, ctx)
+    chunk = ctx.kernels.matmul_s(ctx.tokens, inner, 3.0 * op.state, dtype="bf16") * _SCAN_MATMUL_SLOWDOWN
+    out.gemm_fwd_s += weight * chunk
+    out.gemm_bwd_s += weight * 2.5 * chunk
+    out.num_ops += weight * _OPS_PER_SCAN
 
 
 def _add_operator(out: LayerCosts, op: Operator, weight: float, ctx: _Context) -> None:
