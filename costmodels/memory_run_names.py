@@ -135,7 +135,7 @@ def known_dimensions(path: str) -> dict[str, Any]:
     if "mixtral_8x" in path:
         return {"vocab": 32_000, "tied": False, "gated": True, "kv_heads": 8}
     if is_t5(path):
-        return {"vocab": 29_096, "layers": 24 if "11b" in path else 12, "seq": 512, "dropout": True}
+        return {"vocab": 29_096, "layers": 24 if "11b" in path else 12, "seq": 512}
     if "bert" in path:
         return {"vocab": 30_522}
     if "deepseekv3" in path:
