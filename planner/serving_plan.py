@@ -8,7 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodels.graph import ModelGraph
+from costmodels.kernels import kernel_model
+from costmodels.serving_bound import throughput_bound_tokens_per_s
 from costmodels.serving_engine import EngineStack
+from costmodels.serving_operators import kernel_format
 from hardware.errors import InfeasibleError
 from planner.plan import Check, PlanFile, Search
 from planner.plan_io import plan_document
@@ -129,7 +132,7 @@ def _plan_of_form(
     if last is None:
         message = "no mix was found"
         raise InfeasibleError(message)
-    return _serving_plan(form, request, engine, workload, buckets, items, *last)
+    return _serving_plan(form, request, model, engine, workload, buckets, items, *last)
 
 
 def _mix_problem(
@@ -201,6 +204,7 @@ def _watts(item: Item) -> float | None:
 def _serving_plan(
     form: Form,
     request: ServeRequest,
+    model: ModelGraph,
     engine: EngineStack,
     workload: Workload,
     buckets: Buckets,
@@ -233,7 +237,10 @@ def _serving_plan(
         mix=mix,
         routing=_routes(form, buckets, items, solution),
         predicted=predicted,
-        certificate=_certificate(problem, solution, outcome, check, request),
+        certificate=(
+            *_certificate(problem, solution, outcome, check, request),
+            _bound_check(model, items, solution, workload),
+        ),
         reason=_reason(predicted, mix),
     )
 
@@ -334,6 +341,20 @@ def _certificate(
         detail = f"{100 * check.attainment_frac:.2f} % of {check.num_requests} requests within all targets"
         checks.append(Check(name="targets-hold-in-simulation", holds=check.holds, detail=detail))
     return tuple(checks)
+
+
+def _bound_check(model: ModelGraph, items: list[Item], solution: MixSolution, workload: Workload) -> Check:
+    """Return whether the workload is within what the devices' matmul units can do at all."""
+    traffic = workload.traffic
+    wanted = traffic.rate_per_s * (traffic.mean_prompt_tokens + traffic.mean_output_tokens)
+    bound = 0.0
+    for item, count in zip(items, solution.count.tolist(), strict=True):
+        if count:
+            kernels = kernel_model(item.offer.device)
+            dtype = kernel_format(item.offer.device, int(item.config.weights))
+            bound += count * item.config.num_devices * throughput_bound_tokens_per_s(model, kernels, dtype)
+    detail = f"{wanted:.4g} of at most {bound:.4g} prompt and output tokens per second"
+    return Check(name="below-the-compute-bound", holds=wanted <= bound, detail=detail)
 
 
 def _reason(predicted: ServingPrediction, mix: tuple[MixEntry, ...]) -> str:

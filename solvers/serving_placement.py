@@ -4,8 +4,8 @@ Machine i holds layers :math:`[s_i, s_i + k_i)` and passes at most :math:`T_i(k_
 through them. Tokens enter where layer 0 is held, go from i to j where j holds the layer after the last one of
 i (j may begin earlier and then skips what is done), and leave after the last layer. A placement's value is
 the maximum flow of this network under machine and link capacities; it is exact. Placements are searched by
-annealing with restarts from greedy covers, since big-M relaxations of the same problem bound nothing (Y. Mei et al., Helix,
-ASPLOS 2025, whose objective this is).
+annealing with restarts from greedy covers, since big-M relaxations of the same problem bound nothing
+(Y. Mei et al., Helix, ASPLOS 2025, whose objective this is).
 """
 
 import math

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from costmodels.models import find_model
 from costmodels.serving import iteration_cost, iteration_s
+from costmodels.serving_bound import throughput_bound_tokens_per_s
 from costmodels.serving_closed_loop import ClosedLoop, LoopTimes, run_closed_loop
 from costmodels.serving_config import Quant, ServingConfig, ServingTable
 from costmodels.serving_engine import engine_names, find_engine
@@ -153,3 +154,11 @@ def test_separate_prompts_leave_decoding_alone():
     result = run_closed_loop(loop(concurrency=4, num_prefill_workers=4, prefill_s=2.0), TIMES)
     assert result.tpot_mean_s == pytest.approx(1.0)
     assert result.ttft_median_s == pytest.approx(2.5)
+
+
+def test_throughput_bound_of_nanoflow():
+    kernels = serving_machine(find_device("a100-80gb")).kernels
+    published = {"llama-2-70b": 1857.0, "llama-3-70b": 1850.0, "mixtral-8x7b": 10305.0, "llama-3-8b": 16250.0}
+    for name, tokens_per_s in published.items():
+        bound = throughput_bound_tokens_per_s(find_model(name), kernels)
+        assert bound == pytest.approx(tokens_per_s, rel=0.05)
