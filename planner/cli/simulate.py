@@ -47,6 +47,12 @@ def simulate(
     goodput: Annotated[
         bool, typer.Option("--goodput", help="Find the highest rate within the targets instead.")
     ] = False,
+    replications: Annotated[
+        int,
+        typer.Option(
+            "--replications", help="Also so many made traces of this rate, burstiness and sizes.", min=0
+        ),
+    ] = 0,
     seed: Annotated[int, typer.Option("--seed", help="Of routing, failures and accepted drafts.")] = 0,
     requests_csv: Annotated[
         Path | None, typer.Option("--requests-csv", metavar="FILE", help="One row per request.")

@@ -15,10 +15,11 @@ from costmodels.job import Slo
 from costmodels.traces import Trace, read_trace
 from hardware.errors import InputError, SpecError
 from hardware.units import format_quantity
+from planner.simulate.arrivals import make_trace
 from planner.simulate.core import Raw, simulate
 from planner.simulate.fleet import Fleet
 from planner.simulate.fleet_file import read_fleet
-from planner.simulate.goodput import find_goodput, rate_bound_per_s
+from planner.simulate.goodput import find_goodput, rate_bound_per_s, replicate
 from planner.simulate.outcome import Latencies, Measurement, latencies, summary, timeline
 from planner.simulate.plan_fleet import read_plan_fleet
 
@@ -41,6 +42,8 @@ class Question:
     warm_up_s: float = 0.0
     drain_s: float = 0.0
     goodput: bool = False
+    replications: int = 0
+    """Made traces, for 95 % intervals."""
     seed: int = 0
     requests_csv: Path | None = None
     timeline_json: Path | None = None
@@ -83,11 +86,36 @@ def run_question(question: Question) -> dict[str, Any]:
             "--warm-up-s", [f"no arrival is left between warm-up and drain of {trace.span_s:g} s"]
         )
     answer = head | summary(raw, slo, rule) | {"rate_bound_per_s": rate_bound_per_s(fleet, trace)}
+    if question.replications:
+        answer["replications"] = _replications(question, fleet, trace, slo)
     if question.requests_csv is not None:
         _write(question.requests_csv, requests_table(raw, seen))
     if question.timeline_json is not None:
         _write(question.timeline_json, json.dumps(timeline(raw), sort_keys=True) + "\n")
     return answer
+
+
+def _replications(question: Question, fleet: Fleet, trace: Trace, slo: Slo | None) -> dict[str, Any]:
+    """Return mean and 95 % interval of the main figures over made traces of the same traffic."""
+    traffic = trace.traffic()
+
+    def run(seed: int) -> dict[str, float]:
+        made = make_trace(traffic, num_requests=len(trace), seed=seed)
+        rule = Measurement(warm_up_s=question.warm_up_s, drain_s=question.drain_s)
+        found = summary(simulate(fleet, made, seed=seed), slo, rule)
+        figures = {
+            f"{name}.{point}": found[name][point]
+            for name in ("ttft_s", "tpot_s", "e2e_s")
+            if found[name] is not None
+            for point in ("mean", "p50", "p99")
+        }
+        return figures if slo is None else figures | {"slo_attainment_frac": found["slo_attainment_frac"]}
+
+    seeds = range(question.seed, question.seed + question.replications)
+    found = replicate(run, seeds=seeds)
+    return {"num_replications": question.replications} | {
+        name: {"mean": e.mean, "low": e.low, "high": e.high} for name, e in found.items()
+    }
 
 
 def _fleet(question: Question) -> tuple[Fleet, Slo | None]:
@@ -221,6 +249,14 @@ def print_summary(answer: dict[str, Any], *, as_json: bool) -> None:
     print_table(
         "", ("pool", "engines", "requests", "busy", "mean batch", "peak cache", "mean queue"), pool_rows
     )
+    if "replications" in answer:
+        interval_rows = [
+            (name, f"{e['mean']:.5g}", f"{e['low']:.5g}", f"{e['high']:.5g}")
+            for name, e in answer["replications"].items()
+            if isinstance(e, dict)
+        ]
+        title = f"{answer['replications']['num_replications']} made traces"
+        print_table(title, ("figure", "mean", "95 % from", "to"), interval_rows)
     watts = "n/a" if answer["watts"] is None else format_quantity(answer["watts"], "W")
     totals = [
         ("throughput", f"{answer['throughput_tokens_per_s']:.1f} tokens/s"),

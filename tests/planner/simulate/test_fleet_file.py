@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 from hardware.errors import InfeasibleError, SpecError
 from planner.cli.main import build_app
 from planner.simulate.fleet_file import read_fleet
+from planner.simulate.report import Question, run_question
 from planner.simulate.settings import Batching, Role
 
 COEFFICIENTS = "{prefill: [0.01, 0.0001, 0], decode_small: [0.01, 1.0e-6, 0.0001]}"
@@ -121,6 +122,14 @@ def test_simulate_prints_the_file_and_writes_requests(tmp_path: Path) -> None:
     assert "kept" in out
 
 
+def test_replications_from_the_command_line(tmp_path: Path) -> None:
+    fleet, trace = write(tmp_path, FLEET), write(tmp_path, TRACE, "t.csv")
+    question = Question(fleet=fleet, trace=trace, replications=3, targets={"ttft_s": 1.0})
+    found = run_question(question)["replications"]
+    assert found["num_replications"] == 3
+    assert found["ttft_s.p99"]["low"] < found["ttft_s.p99"]["mean"] < found["ttft_s.p99"]["high"]
+
+
 def test_goodput_from_the_command_line(tmp_path: Path) -> None:
     fleet, trace = write(tmp_path, FLEET), write(tmp_path, TRACE, "t.csv")
     code, out, _ = run("--fleet", fleet, "--trace", trace, "--slo-ttft-s", 0.2, "--goodput", "--json")
@@ -197,3 +206,8 @@ def test_a_serving_plan_can_be_simulated(tmp_path: Path) -> None:
     code, _, error = run(write(tmp_path, json.dumps(plan), "plan.json"), "--trace", trace)
     assert code == 2
     assert "usd_per_hour" in error
+
+
+def test_the_shipped_example_is_a_fleet() -> None:
+    path = Path(__file__).parents[3] / "examples" / "serving-fleet.yaml"
+    assert [pool.name for pool in read_fleet(path).pools] == ["prefill", "decode"]
