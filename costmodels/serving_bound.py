@@ -18,8 +18,7 @@ def best_matmul_flops_per_s(kernels: KernelModel, dtype: str = "bf16") -> float:
     """Return the best rate of a large square-ish matmul on the device."""
     m, n, k = (a.ravel().astype(float) for a in np.meshgrid(_SIDES, _SIDES, _SIDES, indexing="ij"))
     rate = 2.0 * m * n * k / kernels.matmul_s(m, n, k, dtype=dtype)
-    best: float = np.max(rate)
-    return best
+    return float(np.max(rate))
 
 
 def throughput_bound_tokens_per_s(model: ModelGraph, kernels: KernelModel, dtype: str = "bf16") -> float:
