@@ -24,8 +24,8 @@ def training_provenance(job: TrainingJob, cluster: Cluster) -> Provenance:
 
 def _coefficients(cluster: Cluster) -> dict[str, str]:
     folder = files("costmodels") / "data" / "coefficients"
-    kernels = f"{kernel_model(cluster.device).source.file}.json"
-    wanted = [("kernels", kernels)]
+    kernels = {kernel_model(group.node.device).source.file for group in cluster.groups}
+    wanted = [("kernels", f"{name}.json") for name in sorted(kernels)]
     for room in ("collectives", "training"):
         names = sorted(e.name for e in (folder / room).iterdir() if e.name.endswith(".json"))
         wanted += [(room, name) for name in names]
