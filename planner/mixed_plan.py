@@ -252,18 +252,7 @@ def _pipeline(
     busy = compute + exchanges
     whole = (num_micro_batches - 1) * float(busy.max()) + float(compute.sum() + 2.0 * hops.sum())
     gradients = counts * np.array([costs[g].gradient_s for g in groups])
-    stages = tuple(
-        MixedStage(
-            group=layout[g][0],
-            tp=layout[g][1],
-            num_layers=int(n),
-            compute_s=float(c),
-            gradient_s=float(r),
-            peak_memory_bytes=float(n * b),
-            limit_bytes=float(lim),
-        )
-        for g, n, c, r, b, lim in zip(groups, counts, compute, gradients, per_layer, limits, strict=True)
-    )
+    stages = _stages(layout, groups, counts, compute, gradients, per_layer, limits)
     return MixedPipeline(
         strategy=replace(strategy, tp=layout[0][1], sequence_parallel=layout[0][1] > 1),
         stages=stages,
@@ -273,6 +262,30 @@ def _pipeline(
         other_s=max(c.other_s for c in costs),
         model_flops=costs[0].model_flops,
         sigma=max(c.sigma for c in costs),
+    )
+
+
+def _stages(
+    layout: Layout,
+    groups: list[int],
+    counts: npt.NDArray[np.int64],
+    compute_s: Floats,
+    gradient_s: Floats,
+    layer_bytes: Floats,
+    limit_bytes: Floats,
+) -> tuple[MixedStage, ...]:
+    """Return the stages of a solved split; `groups` names each stage's entry of the layout."""
+    return tuple(
+        MixedStage(
+            group=layout[entry][0],
+            tp=layout[entry][1],
+            num_layers=int(counts[i]),
+            compute_s=float(compute_s[i]),
+            gradient_s=float(gradient_s[i]),
+            peak_memory_bytes=float(counts[i] * layer_bytes[i]),
+            limit_bytes=float(limit_bytes[i]),
+        )
+        for i, entry in enumerate(groups)
     )
 
 
