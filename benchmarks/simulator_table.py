@@ -90,6 +90,55 @@ def speed(shared: Path, _: Path) -> None:
     best = np.inf
     for _run in range(3):
         start = time.process_time()
+        raw = simulate(fleet, trace)
+        best = min(best, time.process_time() - start)
+    rows = np.array(raw.engines[0].logs[0]).reshape(-1, 9)
+    steps = np.maximum(rows[:, 2], 1).sum()
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    report(
+        "requests per CPU-second", f"{len(trace) / best:,.0f}", "7,966 (prototype), 521 (Vidur)", ">= 15,000"
+    )
+    report("iterations per CPU-second", f"{steps / best:,.0f}", "76,800, 5,300", ">= 120,000")
+    report("start-up of a new model, CPU-s", f"{start_up:.2f}", "91 to 3,400", "< 1")
+    report("peak memory, MB", f"{memory:.0f}", "805 to 960", "< 150")
+
+
+def measured_columns(path: Path) -> dict[str, np.ndarray]:
+    with gzip.open(path, "rt") as file:
+        rows = list(csv.DictReader(file))
+    return {key: np.array([float(row[key]) for row in rows]) for key in ("ttft_s", "tpot_s", "e2e_s")}
+
+
+def print_errors(label: str, raw: object, path: Path, target: str) -> None:
+    seen, real = latencies(raw), measured_columns(path)
+    errors = {n: 100 * (np.nanmean(getattr(seen, n)) / np.nanmean(real[n]) - 1) for n in real}
+    text = f"{errors['tpot_s']:+.1f} / {errors['e2e_s']:+.1f} / {errors['ttft_s']:+.1f} %"
+    report(f"{label} (TPOT / E2E / TTFT)", text, "-1.7..+0.8 / -2.2..+1.0 / -13.6..+1.3", target)
+
+
+def logs(shared: Path, folder: Path) -> None:
+    tables = shared / "data/serving/vllm_logs"
+    for path in sorted(folder.glob("vllm_measured_*.csv.gz")):
+        name = path.name.removeprefix("vllm_measured_").removesuffix(".csv.gz")
+        run = RUNS.get(name)
+        if run is None:
+            print(f"  {name}: no engine settings are known for this log")
+            continue
+        tp, dp, ep = run.get("tp", 1), run.get("dp", 1), run.get("ep", 1)
+        model = find_model(run["model"])
+        timer = measured_timer(
+            read_layer_profile(tables / f"profile_{name}_tp{tp}"),
+            model,
+            tp=tp,
+            dp=dp,
+            ep=ep,
+            link_bytes_per_s=LINK_BYTES_PER_S,
+            link_latency_s=LINK_LATENCY_S,
+            num_sms=188 if "PRO6000" in name else 128,
+        )
+        spec = EngineSpec(
+            timer=timer, kv_tokens=run["kv"], settings=EngineSettings(max_seqs=run["seqs"]), num_ranks=dp
+        )
         fleet, trace = Fleet(pools=(Pool(name="all", engine=spec, count=1),), router="vllm"), read_trace(path)
         print_errors(name, simulate(fleet, trace), path, "3 / 3 / 8 %")
         shared_prefix = replace(trace, prefix_tokens=np.full(len(trace), PREFIX_TOKENS))
