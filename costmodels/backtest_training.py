@@ -19,10 +19,9 @@ __all__ = ["TrainingBacktest", "backtest_training", "predict_runs"]
 
 Floats = npt.NDArray[np.float64]
 
-_FIT_PROBABILITY = 0.5
-"""A row counts as predicted to run out of memory when fitting is the less likely outcome."""
-_FIT_FOR_PICK = 0.99
-"""A plan is only recommended when it fits with this probability."""
+_FIT_PROBABILITY = 0.75
+"""A row counts as predicted to fit when three times likelier to than not: a run that fails costs more than one that
+is passed over."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -54,7 +54,8 @@ _ROUTING_PASSES = 6.0
 _SCAN_PASSES = 16.0
 _SCAN_BACKWARD_TRAFFIC = 2.5
 """Reads and writes of the inner width by a chunked state-space scan: convolution, chunk states in fp32, state
-passing, chunk scan, gate and norm; its backward runs most of them twice (counted in Mamba-2's kernels; assumed)."""
+passing, chunk scan, gate and norm; its backward runs most of them twice (counted in Mamba-2's kernels;
+assumed)."""
 _SCAN_MATMUL_SLOWDOWN = 5.0
 """Chunked scans reach about a fifth of the matmul rate (assumed)."""
 _OPS_PER_SCAN = 12.0
