@@ -1,4 +1,4 @@
-"""`meshwright import`: what other programs print becomes a cluster file."""
+"""`meshwright import`: what other programs print becomes a cluster file; a running job, a strategy."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,9 @@ __all__ = ["import_files"]
 KindArgument = Annotated[
     str,
     typer.Argument(
-        metavar="KIND", help="mpigraph, nccl-tests, nvidia-smi-topo, rocm-smi, npu-smi or nccl-xml."
+        metavar="KIND",
+        help="mpigraph, nccl-tests, nvidia-smi-topo, rocm-smi, npu-smi, nccl-xml; "
+        "megatron-args, deepspeed, vllm.",
     ),
 ]
 FilesArgument = Annotated[
@@ -43,8 +45,13 @@ def import_files(
     output: OutputOption = None,
     catalog: CatalogOption = None,
 ) -> None:
-    """Turn what a measuring tool printed into a cluster file."""
+    """Turn what a measuring tool printed into a cluster file, or a running job's files into a strategy."""
     with readable_errors():
+        from planner.emit.readers import KINDS
+
+        if kind in KINDS:
+            _import_job(kind, files, output)
+            return
         from hardware.errors import InputError
         from hardware.importers.cluster_text import imported_cluster, imported_runs
         from hardware.importers.nccl_tests import samples_text
@@ -62,3 +69,19 @@ def import_files(
             typer.echo(text, nl=False)
         else:
             write_text(text, output)
+
+
+def _import_job(kind: str, files: list[Path], output: Path | None) -> None:
+    from hardware.errors import InputError
+    from planner.emit.readers import read_running_job
+    from planner.emit.running_job_text import running_job_text
+    from planner.plan_io import write_text
+
+    if len(files) > 1:
+        message = f"import {kind}: one file at a time, not {len(files)}"
+        raise InputError(message)
+    text = running_job_text(read_running_job(kind, files[0]))
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        write_text(text, output)

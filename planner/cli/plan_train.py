@@ -1,11 +1,13 @@
 """`meshwright plan train`: the fastest training configuration that fits."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from planner.cli.errors import readable_errors, working
+from planner.cli.errors import calibrated_by, readable_errors, working
 from planner.cli.options import (
+    CalibrationOption,
     CatalogOption,
     ClusterOption,
     GlobalBatchOption,
@@ -39,8 +41,15 @@ def plan_train(
         float | None,
         typer.Option("--min-fits-probability", help="A plan fits from this probability on; 0.99 by default."),
     ] = None,
+    compare_with: Annotated[
+        Path | None,
+        typer.Option(
+            "--compare-with", metavar="FILE", help="What runs today: Megatron script or DeepSpeed JSON."
+        ),
+    ] = None,
     request: RequestOption = None,
     catalog: CatalogOption = None,
+    calibration: CalibrationOption = None,
     output: OutputOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -58,7 +67,7 @@ def plan_train(
         "min_fits_probability": min_fits_probability,
         "catalog": tuple(catalog or ()),
     }
-    with readable_errors():
+    with readable_errors(), calibrated_by(calibration):
         from planner.plan_io import plan_text, write_plan
         from planner.request import read_train_request
         from planner.training_plan import plan_training
@@ -74,5 +83,22 @@ def plan_train(
         from planner.cli.render import print_training_plans
 
         print_training_plans(plan)
+        if compare_with is not None:
+            _print_running(compare_with, asked, plan)
         if output is not None:
             typer.echo(f"written: {output}", err=True)
+
+
+def _print_running(path: Path, asked: Any, plan: Any) -> None:
+    from planner.cli.render_reasons import print_comparison
+    from planner.emit.running_job_text import compare_with_running
+
+    current, comparison, job = compare_with_running(path, asked, plan)
+    found = current.plans[0].predicted
+    typer.echo(
+        f"\nwhat {path} runs today: predicted step {found.step_s:.3f} s "
+        f"({found.step_low_s:.3f} - {found.step_high_s:.3f} s), fits with {found.fits_probability:.2%}"
+    )
+    for option in job.ignored:
+        typer.echo(f"not considered of it: {option}")
+    print_comparison(comparison)

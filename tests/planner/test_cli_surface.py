@@ -25,11 +25,37 @@ STRATEGY = {
     "--overlap-tp", "--no-overlap-tp", "--overlap-pp", "--no-overlap-pp",
 }  # fmt: skip
 SURFACE = {
-    "plan train": REQUEST | OUTPUT | {"--request", "--catalog", "--top", "--min-fits-probability"},
-    "estimate train": REQUEST | OUTPUT | STRATEGY | {"--request", "--catalog"},
-    "backtest train": {"--by", "--json"},
+    "plan train": REQUEST
+    | OUTPUT
+    | {"--compare-with", "--request", "--calibration", "--catalog", "--top", "--min-fits-probability"},
+    "estimate train": REQUEST | OUTPUT | STRATEGY | {"--request", "--calibration", "--catalog"},
+    "backtest train": {"--by", "--calibration", "--json"},
     "backtest memory": {"--by", "--json"},
-    "backtest kernels": {"--by", "--device", "--json", "--op"},
+    "backtest kernels": {"--by", "--calibration", "--device", "--json", "--op"},
+    "profile": {
+        "-o",
+        "--output",
+        "--what",
+        "--backend",
+        "--ranks",
+        "--threads",
+        "--plan",
+        "--minutes",
+        "--device",
+        "--repeats",
+    },
+    "calibrate": OUTPUT | {"--catalog", "--cluster", "--nodes", "--statistic", "--write-cluster"},
+    "validate": OUTPUT | {"--backend", "--calibration", "--ranks", "--samples", "--statistic", "--what"},
+    "tune": OUTPUT
+    | {
+        "--calibration",
+        "--command",
+        "--keep",
+        "--max-runs",
+        "--min-gain",
+        "--request",
+        "--statistic",
+    },
     "explain": {"--json"},
     "compare": {"--json"},
     "catalog devices": {"--catalog", "--json"},
@@ -37,6 +63,8 @@ SURFACE = {
     "catalog clusters": {"--catalog", "--json", "--nodes"},
     "catalog models": {"--json"},
     "import": {"--catalog", "--device", "--name", "--node", "-o", "--output", "--samples"},
+    "emit": {"--target", "--scheduler", "--hosts", "--strict", "-o", "--output"},
+    "verify": {"--python", "--parsers", "--no-parsers"},
     "schema": set(),
 }
 
