@@ -20,8 +20,8 @@ __all__ = ["TrainingBacktest", "backtest_training", "predict_runs"]
 Floats = npt.NDArray[np.float64]
 
 _FIT_PROBABILITY = 0.75
-"""A row counts as predicted to fit when three times likelier to than not: a run that fails costs more than one that
-is passed over."""
+"""A row counts as predicted to fit when that is three times likelier than not: a run that fails costs more
+than one that is passed over."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -26,14 +26,14 @@ class Keys:
     @classmethod
     def of(cls, *columns: Ints) -> Self:
         """Return the distinct combinations of `columns` (non-negative integers)."""
-        code = np.zeros(len(columns[0]), dtype=np.int64)
-        spread = 1
+        code, spread = np.zeros(len(columns[0]), dtype=np.int64), 1
         for column in columns:
             width = int(column.max(initial=0)) + 1
             if spread * width > np.iinfo(np.int64).max:
                 _, code = np.unique(code, return_inverse=True)
                 spread = int(code.max(initial=0)) + 1
-            code = code * width + column
+            code *= width
+            code += column
             spread *= width
         _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
         return cls(first=first, inverse=inverse.ravel())
