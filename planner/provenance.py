@@ -4,6 +4,7 @@ from hashlib import sha256
 from importlib.metadata import version
 from importlib.resources import files
 
+from costmodels.calibrated import current
 from costmodels.job import TrainingJob
 from costmodels.kernels import kernel_model
 from hardware.cluster import Cluster
@@ -29,6 +30,8 @@ def _coefficients(cluster: Cluster) -> dict[str, str]:
     for room in ("collectives", "training"):
         names = sorted(e.name for e in (folder / room).iterdir() if e.name.endswith(".json"))
         wanted += [(room, name) for name in names]
-    return {
+    found = {
         f"{room}/{name}": sha256((folder / room / name).read_bytes()).hexdigest() for room, name in wanted
     }
+    calibration = current()
+    return found if calibration is None else {**found, "calibration": calibration.sha256}

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from planner.cli.errors import readable_errors
-from planner.cli.options import JsonOption
+from planner.cli.errors import calibrated_by, readable_errors
+from planner.cli.options import CalibrationOption, JsonOption
 
 __all__ = ["backtest_kernels", "backtest_memory", "backtest_serve", "backtest_train"]
 
@@ -18,10 +18,11 @@ ByOption = Annotated[str | None, typer.Option("--by", metavar="COLUMN", help="Sh
 def backtest_train(
     runs: RunsArgument,
     by: ByOption = None,
+    calibration: CalibrationOption = None,
     json: JsonOption = False,
 ) -> None:
     """Compare predicted step times, ranks and feasibility with measured training runs."""
-    with readable_errors():
+    with readable_errors(), calibrated_by(calibration):
         from costmodels.backtest_training import backtest_training
 
         _print(backtest_training(runs, by=by), as_json=json)
@@ -44,10 +45,11 @@ def backtest_kernels(
     device: Annotated[str | None, typer.Option("--device", help="Device; else from the table.")] = None,
     op: Annotated[str | None, typer.Option("--op", help="gemm, attention, mla or experts.")] = None,
     by: ByOption = None,
+    calibration: CalibrationOption = None,
     json: JsonOption = False,
 ) -> None:
     """Compare predicted kernel times with measured ones."""
-    with readable_errors():
+    with readable_errors(), calibrated_by(calibration):
         from costmodels.backtest_kernels import backtest_kernels as compare
 
         _print(compare(runs, device=device, op=op, by=by), as_json=json)

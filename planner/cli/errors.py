@@ -3,12 +3,13 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import typer
 
 from hardware.errors import PlannerError
 
-__all__ = ["readable_errors", "working"]
+__all__ = ["calibrated_by", "readable_errors", "working"]
 
 
 @contextmanager
@@ -22,6 +23,19 @@ def readable_errors() -> Iterator[None]:
     except PlannerError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(error.exit_code) from None
+
+
+@contextmanager
+def calibrated_by(path: Path | None) -> Iterator[None]:
+    """Predict with the calibration in a file; with the shipped coefficients for None."""
+    if path is None:
+        yield
+        return
+    from costmodels.calibrated import using
+    from costmodels.calibration_file import read_calibration
+
+    with using(read_calibration(path)):
+        yield
 
 
 @contextmanager

@@ -4,8 +4,9 @@ from typing import Annotated, Any
 
 import typer
 
-from planner.cli.errors import readable_errors
+from planner.cli.errors import calibrated_by, readable_errors
 from planner.cli.options import (
+    CalibrationOption,
     CatalogOption,
     ClusterOption,
     GlobalBatchOption,
@@ -56,12 +57,13 @@ def estimate_train(
     overlap_pp: Annotated[bool, typer.Option("--overlap-pp/--no-overlap-pp")] = False,
     request: RequestOption = None,
     catalog: CatalogOption = None,
+    calibration: CalibrationOption = None,
     output: OutputOption = None,
     json: JsonOption = False,
 ) -> None:
     """Predict time and memory of exactly one configuration, part by part."""
     given = locals()
-    with readable_errors():
+    with readable_errors(), calibrated_by(calibration):
         from dataclasses import fields
 
         from costmodels.strategy import Strategy

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 __all__ = [
+    "CalibrationOption",
     "CatalogOption",
     "ClusterOption",
     "GlobalBatchOption",
@@ -20,6 +21,10 @@ __all__ = [
     "StackOption",
 ]
 
+CalibrationOption = Annotated[
+    Path | None,
+    typer.Option("--calibration", metavar="FILE", help="Coefficients that `meshwright calibrate` made."),
+]
 RequestOption = Annotated[
     str | None,
     typer.Option("--request", metavar="FILE", help="Request in YAML; other flags win over its keys."),

@@ -24,6 +24,8 @@ WHAT: dict[str, tuple[str, ...]] = {
 _SPREAD = 1.0
 """Distance in ln(shape) at which a measurement says little about another shape (assumed)."""
 _NEVER_MEASURED = 1.2
+_STEP_WEIGHT = 4.0
+"""A whole step says more than one kernel: it holds everything that runs together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +52,13 @@ def wanted_kinds(what: Sequence[str]) -> tuple[str, ...]:
     InputError
         naming what is not known.
     """
-    unknown = [name for name in what if name not in WHAT]
+    every = tuple(kind for kinds in WHAT.values() for kind in kinds)
+    unknown = [name for name in what if name not in WHAT and name not in every]
     if unknown:
-        message = f"--what {unknown[0]!r} is not known; accepted: {', '.join(WHAT)}"
+        message = f"--what {unknown[0]!r} is not known; accepted: {', '.join((*WHAT, *every))}"
         raise InputError(message)
     chosen = what or ("kernels", "memory", "collectives", "transfers")
-    return tuple(kind for name in chosen for kind in WHAT[name])
+    return tuple(kind for name in chosen for kind in WHAT.get(name, (name,)))
 
 
 def default_tasks(kinds: Sequence[str], *, dtype: str, num_ranks: int, large: bool) -> list[Task]:
@@ -125,16 +128,16 @@ def _steps(dtype: str, num_ranks: int) -> list[Task]:
         for pp in (1, 2, 4, 8)
         if num_ranks % (tp * pp) == 0
     ]
-    models = ((256, 1024, 4, 4, 2048, 128), (128, 512, 8, 4, 4096, 256), (384, 1536, 4, 6, 1024, 64))
+    models = ((256, 1024, 4, 4, 2048, 64), (128, 512, 8, 4, 1024, 128), (320, 1280, 4, 4, 512, 32))
     return [
         Task.of(
             "step", dtype, hidden=h, ffn_hidden=f, num_layers=layers, num_heads=heads, vocab=vocab,
-            seq_len=length, global_batch=16, tp=tp, pp=pp, dp=dp, micro_batch=micro,
+            seq_len=length, global_batch=8, tp=tp, pp=pp, dp=dp, micro_batch=micro,
         )
-        for micro in (1, 4)
+        for micro in (2, 1)
         for h, f, layers, heads, vocab, length in models
         for tp, pp, dp in cuts
-        if layers % pp == 0 and heads % tp == 0 and 16 % (dp * micro) == 0
+        if layers % pp == 0 and heads % tp == 0 and 8 % (dp * micro) == 0
     ]  # fmt: skip
 
 
@@ -159,5 +162,5 @@ def most_uncertain(tasks: Sequence[Task], measured: Iterable[Sample]) -> int | N
             here = np.array([np.log(max(v, 1.0)) for _, v in task.shape])
             distance = float(np.min(np.sum((np.array(near) - here) ** 2, axis=1)))
             share *= 1.0 - np.exp(-distance / (2.0 * _SPREAD**2))
-        scores[index] = task.prior_log_sigma * share
+        scores[index] = task.prior_log_sigma * share * (_STEP_WEIGHT if task.kind == "step" else 1.0)
     return int(np.argmax(scores))

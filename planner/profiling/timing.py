@@ -9,7 +9,7 @@ import numpy as np
 __all__ = ["Timing", "measure", "summarise"]
 
 _WARM_UP_CALLS = 2
-_BATCH_S = 0.02
+_BATCH_S = 0.01
 """A repeat lasts at least this long (many calls if they are short), so that ranks which share a core are
 timed over several of its turns."""
 _REPEATS = 7

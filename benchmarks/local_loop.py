@@ -1,0 +1,142 @@
+"""The whole loop on this machine: profile, calibrate, plan, and every planned configuration measured.
+
+``python -m benchmarks.local_loop FOLDER [--minutes M] [--statistic best|median] [--rounds N] [--reuse]``
+
+Needs torch. Profiles processes of this machine (1, 2 and 4 of one thread) for M minutes in all, calibrates one
+share of the processor each, plans examples/local/small-gpt.yaml over 1, 2 and 4 ranks with tensor, pipeline
+and data parallelism in every mix, then trains every configuration for real, in N interleaved rounds. Prints
+predicted against measured, the median error, and how far the recommended configuration is from the best
+measured. FOLDER receives samples, clusters and calibrations; with --reuse those there are used.
+
+On a machine that others use too, ``--statistic best`` compares undisturbed times on both sides.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import numpy as np
+
+from costmodels.calibrated import using
+from costmodels.calibration_file import calibration_text, read_calibration
+from costmodels.samples import read_samples
+from planner.calibration import calibrate_files
+from planner.cli.render_calibration import print_calibration
+from planner.plan_io import write_text
+from planner.profiling.launch import measure_locally
+from planner.profiling.plan_tasks import step_task
+from planner.profiling.profile import ProfileRequest, profile_here
+from planner.request import read_train_request, resolve
+from planner.tune import TuneRequest, candidates, tune
+
+ROOT = Path(__file__).parents[1]
+RANKS = (1, 2, 4)
+SHARES = {1: 0.25, 2: 0.33, 4: 0.42}
+"""Of the profile's minutes: more ranks have more configurations to learn about."""
+WHAT = ("kernels", "memory", "all_reduce", "p2p", "steps")
+
+
+def profile(folder: Path, minutes: float) -> None:
+    for ranks in RANKS:
+        done = profile_here(
+            ProfileRequest(
+                output=folder / f"samples-{ranks}.csv",
+                what=WHAT if ranks > 1 else ("kernels", "memory", "steps"),
+                backend="cpu",
+                ranks=ranks if ranks > 1 else None,
+                device=f"cpu-share-{ranks}",
+                minutes=minutes * SHARES[ranks],
+            )
+        )
+        if done is not None:
+            print(f"{ranks} ranks: {done.num_measured} shapes measured")
+
+
+def calibrate(folder: Path, statistic: str) -> None:
+    for ranks in RANKS:
+        document, notes = calibrate_files(
+            [folder / f"samples-{ranks}.csv"],
+            cluster=None,
+            write_cluster=folder / f"cluster-{ranks}.yaml",
+            statistic=statistic,
+        )
+        write_text(calibration_text(document), folder / f"calibration-{ranks}.json")
+        print_calibration(document)
+        print(*notes, sep="\n")
+
+
+def measured_steps(folder: Path, ranks: int, rounds: int, statistic: str) -> dict[str, float]:
+    """Return the seconds of every configuration, over interleaved rounds, by its words."""
+    request = read_train_request(str(ROOT / f"examples/local/request-{ranks}.yaml"), flags(folder, ranks))
+    job, cluster = resolve(request)
+    found = candidates(request)
+    tasks = [step_task(job, c.strategy) for c in found]
+    times: list[list[float]] = [[] for _ in tasks]
+    for turn in range(rounds):
+        path = folder / f"steps-{ranks}-{turn}.csv"
+        measure_locally(tasks, path, backend="cpu", num_ranks=ranks, device=cluster.device.name)
+        known = {s.shape: s for s in read_samples(path).samples}
+        for i, task in enumerate(tasks):
+            sample = known[task.shape]
+            times[i].append(sample.best_s if statistic == "best" else sample.seconds)
+    choose = np.min if statistic == "best" else np.median
+    return {words(c.strategy): float(choose(t)) for c, t in zip(found, times, strict=True)}
+
+
+def words(strategy: object) -> str:
+    return " ".join(f"{n}={getattr(strategy, n)}" for n in ("tp", "pp", "dp", "micro_batch"))
+
+
+def flags(folder: Path, ranks: int) -> dict[str, str]:
+    return {
+        "model": str(ROOT / "examples/local/small-gpt.yaml"),
+        "cluster": str(folder / f"cluster-{ranks}.yaml"),
+    }
+
+
+def compare(folder: Path, rounds: int, statistic: str) -> None:
+    errors: list[float] = []
+    for ranks in RANKS:
+        request = read_train_request(
+            str(ROOT / f"examples/local/request-{ranks}.yaml"), flags(folder, ranks)
+        )
+        with using(read_calibration(folder / f"calibration-{ranks}.json")):
+            found = candidates(request)
+            measured = measured_steps(folder, ranks, rounds, statistic)
+            rows = [(words(c.strategy), c.predicted_s, measured[words(c.strategy)]) for c in found]
+            tuned = tune(request, lambda s, m=measured: m[words(s)], TuneRequest())
+        for name, told, seen in rows:
+            errors.append(abs(told / seen - 1.0))
+            print(
+                f"  {ranks} ranks  {name:32s} predicted {1e3 * told:8.1f} ms  measured {1e3 * seen:8.1f} ms "
+                f"{100 * (told / seen - 1.0):+6.1f} %"
+            )
+        best = min(measured.values())
+        print(
+            f"  {ranks} ranks: recommended {rows[0][0]} is {100 * (rows[0][2] / best - 1):.1f} % from the best "
+            f"measured; tune: {100 * (tuned['best']['measured_s'] / best - 1):.1f} % after {tuned['num_runs']} of "
+            f"{tuned['num_candidates']} runs"
+        )
+    print(f"all: {len(errors)} configurations, median error {100 * np.median(errors):.1f} %, "
+          f"p90 {100 * np.quantile(errors, 0.9):.1f} %")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--statistic", default="median", choices=("median", "best"))
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--reuse", action="store_true")
+    given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    load = os.getloadavg()[0]
+    print(f"{os.cpu_count()} processors, load {load:.1f} before the start, statistic {given.statistic}")
+    if not given.reuse:
+        profile(given.folder, given.minutes)
+    calibrate(given.folder, given.statistic)
+    compare(given.folder, given.rounds, given.statistic)
+
+
+if __name__ == "__main__":
+    main()
