@@ -82,7 +82,8 @@ class MatmulPower:
     def draw_w(self, m: Floats, n: Floats, k: Floats, fmt: str) -> Floats:
         """Return the natural draw of each product. [W]"""
         index = np.full(np.shape(m), list(FORMATS).index(fmt), dtype=float)
-        features = matmul_features(*(np.asarray(x, dtype=float) for x in (m, n, k)), index, self.machine)
+        rows, columns, depth = (np.asarray(x, dtype=float) for x in (m, n, k))
+        features = matmul_features(rows, columns, depth, index, self.machine)
         share = np.exp(np.mean([t.predict(features) for t in self.trees], axis=0))
         watts: Floats = np.clip(share * self.machine.rated_w, self.least_w, self.machine.rated_w)
         return watts
