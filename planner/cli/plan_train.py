@@ -34,9 +34,7 @@ def plan_train(
     precision: PrecisionOption = None,
     stack: StackOption = None,
     optimizer: OptimizerOption = None,
-    top: Annotated[
-        int | None, typer.Option("--top", help="How many plans, best first; 5 by default.")
-    ] = None,
+    top: Annotated[int | None, typer.Option("--top", help="Plans, best first; 5 by default.")] = None,
     min_fits_probability: Annotated[
         float | None,
         typer.Option("--min-fits-probability", help="A plan fits from this probability on; 0.99 by default."),
