@@ -18,7 +18,6 @@ from costmodels.memory_coefficients import golden_coefficients
 from costmodels.memory_runs import NEEDED_COLUMNS, MemoryRun, parse_memory_runs
 from costmodels.run_table import read_run_table
 from costmodels.strategy import ConfigTable
-from hardware.errors import SpecError
 
 __all__ = ["MemoryBacktest", "backtest_memory", "predict_memory"]
 
@@ -129,10 +128,7 @@ def backtest_memory(path: Path | str, *, by: str | None = None) -> MemoryBacktes
     SpecError
         if the table cannot be read, lacks a needed column, or lacks `by`.
     """
-    table = read_run_table(path, NEEDED_COLUMNS)
-    if by is not None and table.rows and by not in table.rows[0].values:
-        columns = ", ".join(table.rows[0].values)
-        raise SpecError(str(path), [f"--by: no column is called {by!r}; columns found: {columns}"])
+    table = read_run_table(path, NEEDED_COLUMNS, by=by)
     runs, rejected = parse_memory_runs(table)
     steady, peak = predict_memory(runs)
     measured = np.array([r.peak_bytes or math.nan for r in runs])

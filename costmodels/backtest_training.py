@@ -13,7 +13,6 @@ from costmodels.accuracy import Errors, Feasibility, errors, feasibility
 from costmodels.run_table import read_run_table
 from costmodels.training import evaluate
 from costmodels.training_runs import NEEDED_COLUMNS, Run, group_runs, parse_runs
-from hardware.errors import SpecError
 
 __all__ = ["TrainingBacktest", "backtest_training", "predict_runs"]
 
@@ -133,10 +132,7 @@ def backtest_training(path: Path | str, *, by: str | None = None) -> TrainingBac
     SpecError
         if the table cannot be read, lacks a needed column, or lacks `by`.
     """
-    table = read_run_table(path, NEEDED_COLUMNS)
-    if by is not None and table.rows and by not in table.rows[0].values:
-        columns = ", ".join(table.rows[0].values)
-        raise SpecError(str(path), [f"--by: no column is called {by!r}; columns found: {columns}"])
+    table = read_run_table(path, NEEDED_COLUMNS, by=by)
     runs, rejected = parse_runs(table)
     p = predict_runs(runs)
     return TrainingBacktest(

@@ -69,8 +69,13 @@ class RunTable:
     filled: Counter[str] = field(default_factory=Counter)
 
 
-def read_run_table(path: Path | str, needed: tuple[str, ...]) -> RunTable:
+def read_run_table(path: Path | str, needed: tuple[str, ...], *, by: str | None = None) -> RunTable:
     """Return the rows of a CSV file (gzip too).
+
+    Parameters
+    ----------
+    needed : columns that must be there.
+    by : a column that the rows are to be split by, where the caller was asked to.
 
     Raises
     ------
@@ -86,6 +91,9 @@ def read_run_table(path: Path | str, needed: tuple[str, ...]) -> RunTable:
             records = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SpecError(str(path), [f"cannot be read as CSV: {error}"]) from None
+    if by is not None and by not in columns:
+        problem = f"--by: no column is called {by!r}; columns found: {', '.join(columns)}"
+        raise SpecError(str(path), [problem])
     missing = [c for c in needed if c not in columns]
     if missing:
         problems = [
