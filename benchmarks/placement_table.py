@@ -1,7 +1,7 @@
 """Reprint the placement and mixed-cluster figures, earlier systems' figures beside them.
 
 Run ``python benchmarks/placement_table.py [ROW ...]`` beside a checkout of the shared measurements; rows:
-annealing, robust, scale, holmes, frontier, sailor, fleets (all by default, a few minutes on one core).
+annealing, robust, scale, holmes, frontier, sailor, amp, fleets (all by default, a few minutes on one core).
 """
 
 import sys
@@ -221,6 +221,13 @@ def sailor():
     sailor_main()
 
 
+def amp():
+    """Print rank correlations on AMP's trials."""
+    from amp_trials import main as amp_main
+
+    amp_main()
+
+
 def fleets():
     """Print plans of mixed fleets."""
     from mixed_fleets import main as fleets_main
@@ -228,7 +235,7 @@ def fleets():
     fleets_main()
 
 
-ROWS = {f.__name__: f for f in (annealing, robust, scale, holmes, frontier, sailor, fleets)}
+ROWS = {f.__name__: f for f in (annealing, robust, scale, holmes, frontier, sailor, amp, fleets)}
 
 
 def main():
