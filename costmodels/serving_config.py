@@ -125,7 +125,8 @@ class ServingTable:
     @property
     def etp(self) -> Ints:
         """Ways that one expert is cut. shape (rows,)"""
-        return np.maximum(self.tp * self.dp // np.maximum(self.ep, 1), 1)
+        cut: Ints = np.maximum(self.tp * self.dp // np.maximum(self.ep, 1), 1)
+        return cut
 
     @classmethod
     def from_configs(cls, configs: list[ServingConfig]) -> ServingTable:

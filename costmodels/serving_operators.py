@@ -260,7 +260,8 @@ def _narrow_experts_s(shape: dict[str, npt.ArrayLike], quant: Quant, machine: Se
     flops = 6.0 * routed * np.asarray(shape["hidden"]) * width
     compute = flops / (_NARROW_PEAK_FRAC * machine.device.peak_flops_per_s("bf16"))
     launch = 4.0 * machine.kernels.launch_s()
-    return np.maximum(launch + (wide - launch).clip(0.0) * quant.bytes_per_weight / 2.0, compute)
+    lean = launch + np.maximum(wide - launch, 0.0) * quant.bytes_per_weight / 2.0
+    return np.asarray(np.maximum(lean, compute), dtype=float)
 
 
 def _state_space_s(

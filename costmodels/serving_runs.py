@@ -16,6 +16,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from costmodels.graph import Experts, ModelGraph
 from costmodels.models import find_model
@@ -120,7 +121,7 @@ def run_of_row(row: Mapping[str, str]) -> ServingRun:
     total = re.search(r"silicon_concurrency=(\d+)", row.get("source_tag") or "")
     clients = int(total.group(1)) if total else None
     quants = _quants(row, model)
-    common = {
+    common: dict[str, Any] = {
         "row_id": row["id"],
         "model": model,
         "system": row["system"],
@@ -161,7 +162,7 @@ def _is_routed(model: ModelGraph) -> bool:
     return any(isinstance(op, Experts) for block in model.blocks for op in block.operators)
 
 
-def _quants(row: Mapping[str, str], model: ModelGraph) -> dict[str, Quant]:
+def _quants(row: Mapping[str, str], model: ModelGraph) -> dict[str, Any]:
     """Return number formats; quantised routed models keep attention wider than their experts."""
     precision = (row.get("precision") or "").lower()
     dense = _quant(row.get("gemm_quant_mode") or precision)
@@ -206,8 +207,8 @@ def _degrees(row: Mapping[str, str], prefix: str, assumed: list[str]) -> tuple[i
 
 def _split_run(
     row: Mapping[str, str],
-    common: dict[str, object],
-    quants: dict[str, Quant],
+    common: dict[str, Any],
+    quants: dict[str, Any],
     clients: int | None,
     assumed: list[str],
 ) -> ServingRun:
@@ -249,7 +250,7 @@ def _guess_decode(width: int, clients: int) -> tuple[int, int, int]:
 
 
 def _undivided(
-    common: dict[str, object], quants: dict[str, Quant], devices: int, clients: int | None, assumed: list[str]
+    common: dict[str, Any], quants: dict[str, Any], devices: int, clients: int | None, assumed: list[str]
 ) -> ServingRun:
     """Return a split run of which only the devices are known: prefill workers of four, one decode recipe."""
     if clients is None:

@@ -11,9 +11,10 @@ from costmodels.serving_closed_loop import ClosedLoop, run_closed_loop
 from costmodels.serving_config import ServingConfig, ServingTable
 from costmodels.serving_engine import EngineStack
 from costmodels.serving_machine import device_machine
-from costmodels.serving_memory import kv_bytes_per_request, serving_memory
+from costmodels.serving_memory import ServingMemory, kv_bytes_per_request, serving_memory
 from costmodels.serving_operators import IterationWork
 from costmodels.serving_predict import loop_times
+from hardware.device import Device
 from hardware.errors import InfeasibleError
 from planner.serving_request import DeviceOffer
 
@@ -51,6 +52,29 @@ class ServingEstimate:
         return {"kind": "serve-estimate"} | {name: getattr(self, name) for name in self.__slots__}
 
 
+def _room(
+    model: ModelGraph, table: ServingTable, engine: EngineStack, device: Device, context_tokens: float
+) -> tuple[ServingMemory, int]:
+    """Return the memory of one configuration and how many requests of that context its cache holds."""
+    memory = serving_memory(
+        model,
+        table,
+        device_bytes=device.memory_bytes,
+        memory_frac=engine.memory_frac,
+        reserve_bytes=engine.reserve_bytes,
+    )
+    each = float(kv_bytes_per_request(model, table, np.array([context_tokens]), engine.block_tokens)[0])
+    room = float(memory.kv_budget_bytes[0]) / each
+    if room < 1.0:
+        need = float(memory.weights_bytes[0]) / 1e9
+        message = (
+            f"{model.name} does not fit {device.name} with these degrees: weights take {need:.1f} GB of "
+            f"{device.memory_bytes / 1e9:.0f} GB per device, and one request's cache {each / 1e9:.2g} GB"
+        )
+        raise InfeasibleError(message, ("memory",))
+    return memory, int(min(room, int(table.max_batch[0])))
+
+
 def estimate_serving(
     model: ModelGraph,
     config: ServingConfig,
@@ -71,24 +95,8 @@ def estimate_serving(
     """
     machine = device_machine(offer.device, offer.levels)
     table = ServingTable.from_configs([config])
-    memory = serving_memory(
-        model,
-        table,
-        device_bytes=offer.device.memory_bytes,
-        memory_frac=engine.memory_frac,
-        reserve_bytes=engine.reserve_bytes,
-    )
-    context = np.array([prompt_tokens + output_tokens / 2.0])
-    each = float(kv_bytes_per_request(model, table, context, engine.block_tokens)[0])
-    room = float(memory.kv_budget_bytes[0]) / each
-    if room < 1.0:
-        need = float(memory.weights_bytes[0]) / 1e9
-        message = (
-            f"{model.name} does not fit {offer.device.name}: tp {config.tp}, pp {config.pp}, ep {config.ep} "
-            f"weights take {need:.1f} GB per device of {offer.device.memory_bytes / 1e9:.0f} GB"
-        )
-        raise InfeasibleError(message, ("memory",))
-    held = int(min(room, config.max_batch))
+    context = prompt_tokens + output_tokens / 2.0
+    memory, held = _room(model, table, engine, offer.device, context)
     clients = max(1, -(-concurrency // config.dp))
     chunk = float(min(prompt_tokens, engine.token_budget))
     times = loop_times(
@@ -107,7 +115,7 @@ def estimate_serving(
     )
     seen = run_closed_loop(loop, times)
     batch = min(clients, held)
-    decode = iteration_cost(model, table, engine, machine, IterationWork.of(0, 0, batch, batch * context[0]))
+    decode = iteration_cost(model, table, engine, machine, IterationWork.of(0, 0, batch, batch * context))
     prompt = iteration_cost(model, table, engine, machine, IterationWork.of(chunk, 0, 0, 0))
     output = seen.throughput_tokens_per_s * config.dp
     cost = offer.usd_per_hour * config.num_devices

@@ -7,9 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodels.graph import ModelGraph
-from costmodels.serving_config import ServingConfig
+from costmodels.serving_config import ServingConfig, ServingTable
 from costmodels.serving_engine import EngineStack
 from costmodels.serving_machine import device_machine
+from costmodels.serving_operators import ServingMachine
 from planner.plan import Excluded
 from planner.serving_capacity import (
     Capacity,
@@ -103,25 +104,9 @@ def find_items(
         excluded += [replace(e, rule=f"{offer.device.name}: {e.rule}") for e in space.excluded]
         if len(space.table) == 0:
             continue
-        times = grid_times(model, space.table, engine, machine, buckets)
-        steps = 1.0 + request.accepted_tokens
-        args = (model, space.table, engine, machine, buckets, request.slo)
-        found: list[tuple[Role, Capacity]] = []
-        if request.form != "split":
-            joint = joint_capacity(
-                *args,
-                times=times,
-                arrival_cv=arrival_cv,
-                prefix_hit_frac=prefix_hit_frac,
-                tokens_per_step=steps,
-            )
-            found.append(("both", joint))
-        if request.form != "joint":
-            prompts = prefill_capacity(
-                *args, times=times, arrival_cv=arrival_cv, prefix_hit_frac=prefix_hit_frac
-            )
-            found.append(("prefill", prompts))
-            found.append(("decode", split_capacity(*args, times=times, tokens_per_step=steps)))
+        found = _capacities(
+            request, model, engine, machine, space.table, buckets, arrival_cv=arrival_cv, hits=prefix_hit_frac
+        )
         for role, capacity in found:
             usable = [
                 Item(
@@ -144,6 +129,34 @@ def find_items(
         excluded=tuple(excluded),
         bounds=tuple(bounds),
     )
+
+
+def _capacities(
+    request: ServeRequest,
+    model: ModelGraph,
+    engine: EngineStack,
+    machine: ServingMachine,
+    table: ServingTable,
+    buckets: Buckets,
+    *,
+    arrival_cv: float,
+    hits: float,
+) -> list[tuple[Role, Capacity]]:
+    """Return the capacity of every configuration in every role that the request's form allows."""
+    times = grid_times(model, table, engine, machine, buckets)
+    steps = 1.0 + request.accepted_tokens
+    args = (model, table, engine, machine, buckets, request.slo)
+    found: list[tuple[Role, Capacity]] = []
+    if request.form != "split":
+        joint = joint_capacity(
+            *args, times=times, arrival_cv=arrival_cv, prefix_hit_frac=hits, tokens_per_step=steps
+        )
+        found.append(("both", joint))
+    if request.form != "joint":
+        prompts = prefill_capacity(*args, times=times, arrival_cv=arrival_cv, prefix_hit_frac=hits)
+        found.append(("prefill", prompts))
+        found.append(("decode", split_capacity(*args, times=times, tokens_per_step=steps)))
+    return found
 
 
 def _worth_mixing(items: list[Item]) -> list[Item]:

@@ -10,6 +10,40 @@ from planner.cli.options import CatalogOption, JsonOption, ModelOption, OutputOp
 __all__ = ["plan_serve"]
 
 
+Gpus = Annotated[str | None, typer.Option("--gpus", help="Devices, separated by commas.")]
+WorkloadOption = Annotated[
+    str | None,
+    typer.Option("--workload", help="Trace or histogram CSV, azure-conv, azure-code, fixed:1024x256."),
+]
+Rate = Annotated[float | None, typer.Option("--rate-per-s", help="Requests per second.")]
+Ttft = Annotated[float | None, typer.Option("--slo-ttft-s", help="Time to first token.")]
+Tpot = Annotated[float | None, typer.Option("--slo-tpot-s", help="Time per output token.")]
+EndToEnd = Annotated[float | None, typer.Option("--slo-e2e-s", help="Time to the last token.")]
+Percentile = Annotated[
+    float | None, typer.Option("--percentile", help="Percent of requests within every target; 99.")
+]
+Engine = Annotated[str | None, typer.Option("--engine", help="vllm, sglang, trtllm or mindie.")]
+Formats = Annotated[str | None, typer.Option("--formats", help="Allowed weight formats, by commas; bf16.")]
+KvFormats = Annotated[str | None, typer.Option("--kv-formats", help="Allowed cache formats; bf16.")]
+Form = Annotated[str | None, typer.Option("--form", help="auto, joint or split.")]
+Prices = Annotated[str | None, typer.Option("--usd-per-hour", help="Prices of one device: h100=2.5,l4=0.7.")]
+MaxDevices = Annotated[str | None, typer.Option("--max-devices", help="Devices that can be had: h100=16.")]
+MinDevices = Annotated[str | None, typer.Option("--min-devices", help="Devices to use at least.")]
+Spares = Annotated[
+    int | None, typer.Option("--spare-instances", help="Instances of each kind that may fail.")
+]
+Zones = Annotated[int | None, typer.Option("--num-zones", help="Zones; one may be lost.")]
+Budget = Annotated[float | None, typer.Option("--budget-usd-per-hour", help="Most to spend.")]
+Power = Annotated[float | None, typer.Option("--power-budget-w", help="Most to draw.")]
+Simulate = Annotated[
+    bool | None, typer.Option("--simulate/--no-simulate", help="Check the plan by simulation.")
+]
+
+_LISTS = ("gpus", "formats", "kv_formats")
+_TABLES: dict[str, type] = {"usd_per_hour": float, "max_devices": int, "min_devices": int}
+_OTHERS = ("request", "catalog", "output", "json")
+
+
 def _given(text: str | None) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()
 
@@ -29,46 +63,36 @@ def _by_name(text: str | None, flag: str, kind: type) -> dict[str, Any]:
     return pairs
 
 
+def _flags(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the flags as values of a request."""
+    flags = {k: v for k, v in given.items() if k not in (*_LISTS, *_TABLES, *_OTHERS)}
+    flags |= {name: _given(given[name]) for name in _LISTS}
+    for name, kind in _TABLES.items():
+        flags[name] = _by_name(given[name], f"--{name.replace('_', '-')}", kind) or None
+    return flags | {"catalog": tuple(given["catalog"] or ())}
+
+
 def plan_serve(
     model: ModelOption = None,
-    gpus: Annotated[str | None, typer.Option("--gpus", help="Devices, separated by commas.")] = None,
-    workload: Annotated[
-        str | None,
-        typer.Option("--workload", help="Trace or histogram CSV, azure-conv, azure-code, fixed:1024x256."),
-    ] = None,
-    rate_per_s: Annotated[float | None, typer.Option("--rate-per-s", help="Requests per second.")] = None,
-    slo_ttft_s: Annotated[float | None, typer.Option("--slo-ttft-s", help="Time to first token.")] = None,
-    slo_tpot_s: Annotated[float | None, typer.Option("--slo-tpot-s", help="Time per output token.")] = None,
-    slo_e2e_s: Annotated[float | None, typer.Option("--slo-e2e-s", help="Time to the last token.")] = None,
-    percentile: Annotated[
-        float | None, typer.Option("--percentile", help="Percent of requests within every target; 99.")
-    ] = None,
-    engine: Annotated[str | None, typer.Option("--engine", help="vllm, sglang, trtllm or mindie.")] = None,
-    formats: Annotated[
-        str | None, typer.Option("--formats", help="Allowed weight formats, by commas; bf16.")
-    ] = None,
-    kv_formats: Annotated[
-        str | None, typer.Option("--kv-formats", help="Allowed cache formats; bf16.")
-    ] = None,
-    form: Annotated[str | None, typer.Option("--form", help="auto, joint or split.")] = None,
-    usd_per_hour: Annotated[
-        str | None, typer.Option("--usd-per-hour", help="Prices of one device: h100=2.5,l4=0.7.")
-    ] = None,
-    max_devices: Annotated[
-        str | None, typer.Option("--max-devices", help="Devices that can be had: h100=16.")
-    ] = None,
-    min_devices: Annotated[str | None, typer.Option("--min-devices", help="Devices to use at least.")] = None,
-    spare_instances: Annotated[
-        int | None, typer.Option("--spare-instances", help="Instances of each kind that may fail.")
-    ] = None,
-    num_zones: Annotated[int | None, typer.Option("--num-zones", help="Zones; one may be lost.")] = None,
-    budget_usd_per_hour: Annotated[
-        float | None, typer.Option("--budget-usd-per-hour", help="Most to spend.")
-    ] = None,
-    power_budget_w: Annotated[float | None, typer.Option("--power-budget-w", help="Most to draw.")] = None,
-    simulate: Annotated[
-        bool | None, typer.Option("--simulate/--no-simulate", help="Check the plan by simulation.")
-    ] = None,
+    gpus: Gpus = None,
+    workload: WorkloadOption = None,
+    rate_per_s: Rate = None,
+    slo_ttft_s: Ttft = None,
+    slo_tpot_s: Tpot = None,
+    slo_e2e_s: EndToEnd = None,
+    percentile: Percentile = None,
+    engine: Engine = None,
+    formats: Formats = None,
+    kv_formats: KvFormats = None,
+    form: Form = None,
+    usd_per_hour: Prices = None,
+    max_devices: MaxDevices = None,
+    min_devices: MinDevices = None,
+    spare_instances: Spares = None,
+    num_zones: Zones = None,
+    budget_usd_per_hour: Budget = None,
+    power_budget_w: Power = None,
+    simulate: Simulate = None,
     request: RequestOption = None,
     catalog: CatalogOption = None,
     output: OutputOption = None,
@@ -81,17 +105,7 @@ def plan_serve(
         from planner.serving_plan import plan_serving
         from planner.serving_request import read_serve_request
 
-        plain = (
-            "model", "workload", "rate_per_s", "slo_ttft_s", "slo_tpot_s", "slo_e2e_s", "percentile",
-            "engine", "form", "spare_instances", "num_zones", "budget_usd_per_hour", "power_budget_w",
-            "simulate",
-        )  # fmt: skip
-        flags: dict[str, Any] = {name: given[name] for name in plain}
-        flags |= {name: _given(given[name]) for name in ("gpus", "formats", "kv_formats")}
-        flags["catalog"] = tuple(catalog or ())
-        for name, kind in (("usd_per_hour", float), ("max_devices", int), ("min_devices", int)):
-            flags[name] = _by_name(given[name], f"--{name.replace('_', '-')}", kind) or None
-        plan = plan_serving(read_serve_request(request, flags))
+        plan = plan_serving(read_serve_request(request, _flags(given)))
         if output is not None:
             write_plan(plan, output)
         if json:
