@@ -1,7 +1,7 @@
 """Rank AMP's measured DeepSpeed trials by a pipeline model over its profiled layer times.
 
-Run ``python benchmarks/amp_trials.py`` beside a checkout of the shared measurements. AMP's own cost model ranks
-the trials that ran with Spearman 0.935 / 0.394 / 0.853 and its first choice is 10 / 15 / 0 % off the best.
+Run ``python benchmarks/amp_trials.py`` beside a checkout of the shared measurements. AMP's own cost model
+ranks the trials that ran with Spearman 0.935 / 0.394 / 0.853; its first choice is 10 / 15 / 0 % off the best.
 
 A stage takes, per micro-batch of b sequences at tensor degree t, with w its profiled forward time at degree 1
 and c what its profile at degree t has beyond w / t (the collectives),
@@ -9,8 +9,8 @@ and c what its profile at degree t has beyond w / t (the collectives),
     3 g w / t (o + (1 - o) b) + 2 g c (p + (1 - p) b) + k,
 
 plus what crosses its cuts; the flush and the gradient ring follow. Six coefficients are fitted per cluster,
-and every shape (tensor degree, stages) is predicted from coefficients fitted without it. Whether a GPT-2 trial
-fits 16 GB comes from its sizes: 16 bytes per parameter, s b h (34 + 5 a s / h) / t per layer in flight
+and every shape (tensor degree, stages) is predicted from coefficients fitted without it. Whether a GPT-2
+trial fits 16 GB comes from its sizes: 16 bytes per parameter, s b h (34 + 5 a s / h) / t per layer in flight
 (Korthikanti et al., arXiv 2205.05198) and 10 bytes per logit; TransGAN's sizes are not in the data.
 """
 
@@ -152,9 +152,7 @@ def main():
         order = sorted(kept, key=predicted.__getitem__)
         best = min(r.measured_s for r in ran)
         failed = sum(not np.isfinite(trial.measured_s) for trial in order[:10])
-        print(
-            f"{experiment}: {len(ran)} of {len(mine)} ran; Spearman {held_out:.3f} with the shape held out,"
-        )
+        print(f"{experiment}: {len(ran)} of {len(mine)} ran; Spearman {held_out:.3f}, shape held out,")
         print(
             f"  {fitted:.3f} fitted (AMP {earlier}); first choice {order[0].measured_s:.2f} s, best {best:.2f} s;"
         )
