@@ -3,6 +3,8 @@
 from costmodels.cost_table import CostTable
 from costmodels.job import TrainingJob
 from costmodels.kernels import kernel_model
+from costmodels.layer_costs import matmul_dtype
+from costmodels.stacks import find_stack
 from costmodels.strategy import Strategy
 from hardware.cluster import Cluster
 from hardware.device import Device, Price
@@ -56,9 +58,7 @@ def _kernel_notes(device: Device) -> list[str]:
     if model.measured:
         return []
     source = model.source.file
-    return [
-        f"no kernel of {device.name} was measured: times come from the {source} surface, less surely"
-    ]
+    return [f"no kernel of {device.name} was measured: times come from the {source} surface, less surely"]
 
 
 def _energy_note(device: Device) -> str:
@@ -67,10 +67,27 @@ def _energy_note(device: Device) -> str:
     return "energy_j assumes that every device draws its rated power during the whole step"
 
 
+def _stack_notes(job: TrainingJob, device: Device) -> list[str]:
+    """Return what the stack's coefficients rest on, and where this request leaves that ground."""
+    stack = find_stack(job.stack)
+    number_format = matmul_dtype(job.precision)
+    notes = [f"software stack {stack.name} ({stack.summary}); evidence: {stack.evidence}"]
+    if f"{device.name}/{number_format}" not in dict(stack.adjust):
+        notes.append(
+            f"no run on {device.name} in {number_format} was fitted: its matmul times carry no correction"
+        )
+    if job.model.num_active_params < job.model.num_params:
+        notes.append(
+            "routed experts: their kernels change most between versions, so the interval is wider"
+            f" (spread {stack.sigma_experts:.2f} in ln, dense models {stack.sigma:.2f})"
+        )
+    return notes
+
+
 def training_diagnostics(job: TrainingJob, cluster: Cluster, best: Strategy) -> tuple[str, ...]:
     """Return what was assumed, what was left out, and where the best plan stands on thin ground."""
     notes = [
-        f"software stack {job.stack}: kernels, launch overheads and overlap are those of this stack",
+        *_stack_notes(job, cluster.device),
         f"optimizer {job.optimizer} with fp32 master weights and moments",
         *_kernel_notes(cluster.device),
         _energy_note(cluster.device),
