@@ -153,9 +153,8 @@ def main():
         best = min(r.measured_s for r in ran)
         failed = sum(not np.isfinite(trial.measured_s) for trial in order[:10])
         print(f"{experiment}: {len(ran)} of {len(mine)} ran; Spearman {held_out:.3f}, shape held out,")
-        print(
-            f"  {fitted:.3f} fitted (AMP {earlier}); first choice {order[0].measured_s:.2f} s, best {best:.2f} s;"
-        )
+        first = order[0].measured_s
+        print(f"  {fitted:.3f} fitted (AMP {earlier}); first choice {first:.2f} s, best {best:.2f} s;")
         print(f"  failed runs in the top ten: {failed}")
     return 0
 

@@ -1,12 +1,14 @@
 """The training flow on a cluster of unlike groups: pipelines across them, against every simpler way."""
 
 import time
-from itertools import pairwise
+from itertools import combinations, pairwise
+from math import ceil
 
 import numpy as np
 
 from costmodels.feasibility import fits_probability
 from costmodels.job import TrainingJob
+from costmodels.local_updates import local_update_cost
 from costmodels.memory import memory_coefficients, usable_bytes
 from costmodels.stacks import find_stack
 from costmodels.strategy import ConfigTable
@@ -34,6 +36,9 @@ from planner.search import search_space
 from planner.space import training_space
 
 __all__ = ["plan_mixed_training"]
+
+_REDUCED_BYTES = 4.0
+"""Models are averaged in fp32."""
 
 
 def plan_mixed_training(
@@ -227,8 +232,10 @@ def _diagnostics(
 ) -> tuple[str, ...]:
     notes = [f"software stack {job.stack}: kernels, launch overheads and overlap are those of this stack"]
     notes.append(f"pipeline over all groups: {best.step_s:.3g} s per step")
+    times: list[float | None] = []
     for index, group in enumerate(cluster.groups):
         alone = _alone_s(request, job, cluster.group_cluster(index))
+        times.append(alone)
         name = _group_name(cluster, index)
         took = "does not fit in memory" if alone is None else f"{alone:.3g} s per step"
         faster = " and is faster: leave the others out" if alone is not None and alone < best.step_s else ""
@@ -236,7 +243,26 @@ def _diagnostics(
     if len({group.node.device.name for group in cluster.groups}) == 1:
         took = f"{flat[0].predicted.step_s:.3g} s per step" if flat else "does not fit in memory"
         notes.append(f"all groups as one cluster over the network that they share: {took}")
-    return tuple(notes)
+    return (*notes, *_local_update_note(job, cluster, times))
+
+
+def _local_update_note(job: TrainingJob, cluster: Cluster, alone_s: list[float | None]) -> list[str]:
+    """Return what islands that average their models now and then would take; an option that is never taken."""
+    known = [time_s for time_s in alone_s if time_s is not None]
+    if len(known) < len(alone_s):
+        return []
+    island_s = 1.0 / sum(1.0 / time_s for time_s in known)
+    rate = min(
+        cluster.bytes_per_s_between(i, j) * min(cluster.groups[i].num_devices, cluster.groups[j].num_devices)
+        for i, j in combinations(range(len(known)), 2)
+    )
+    reduce_s = 2.0 * _REDUCED_BYTES * job.model.num_params / rate
+    steps = max(1, ceil(reduce_s / island_s))
+    cost = local_update_cost((island_s,), reduce_s, local_steps=steps, overlapped=True)
+    return [
+        f"option, not taken: averaging models every {steps} steps under the next round (CO2) would take "
+        f"{cost.step_s:.3g} s per step; it changes the algorithm, updates arrive {cost.staleness_steps} steps late"
+    ]
 
 
 def _alone_s(request: TrainRequest, job: TrainingJob, cluster: Cluster) -> float | None:

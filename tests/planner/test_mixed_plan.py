@@ -70,6 +70,8 @@ def test_a_plan_file_names_stages_and_alternatives(meshwright: Meshwright, tmp_p
     notes = " ".join(document["diagnostics"])
     assert "group infiniband alone" in notes
     assert "network that they share" in notes
+    assert "option, not taken: averaging models" in notes
+    assert "steps late" in notes
 
 
 def test_a_model_that_fits_nowhere_is_infeasible():
