@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from costmodels.power_kernels import FORMATS
+from costmodels.power_serving import ServingRuns
 
 RATED_W = {"A40": 300.0, "P100": 250.0, "RTX6000": 260.0, "V100": 250.0}
 CAP_NAMES = {"A40": "a40", "P100": "p100", "RTX6000": "rtx-6000", "V100": "v100"}
@@ -140,3 +141,34 @@ def family_means(path):
             if row["table"] == "gemm":
                 entry["launch-bound"] = round(float(row["p01_w"]) / limit, 4)
     return found
+
+
+def serving_samples(path):
+    """Return steady serving runs, watts per device, tokens per second and the model of each."""
+    rows = [r for r in read_table(path) if r["energy_per_token_joules"]]
+    rated = {"H100": (989e12, 3.35e12, 700.0), "B200": (2250e12, 8e12, 1000.0)}
+    width = {"bfloat16": 2.0, "fp8": 1.0, "mxfp4": 0.56}
+    tasks = sorted({r["task"] for r in rows})
+
+    def column(name, scale=1.0):
+        return np.array([float(r[name]) for r in rows]) * scale
+
+    runs = ServingRuns(
+        active_params=column("activated_params_billions", 1e9),
+        total_params=column("total_params_billions", 1e9),
+        weight_bytes=np.array([width[r["weight_precision"]] for r in rows]),
+        batch=column("avg_batch_size"),
+        num_devices=column("num_gpus"),
+        tp=column("tensor_parallel"),
+        ep=column("expert_parallel"),
+        dp=column("data_parallel"),
+        output_tokens=column("avg_output_len"),
+        task=np.array([float(tasks.index(r["task"])) for r in rows]),
+        moe=np.array([float(r["architecture"] == "MoE") for r in rows]),
+        recurrent=np.array([float(r["architecture"].startswith("Mamba")) for r in rows]),
+        flops_per_s=np.array([rated[r["gpu_model"]][0] for r in rows]),
+        memory_bytes_per_s=np.array([rated[r["gpu_model"]][1] for r in rows]),
+        rated_w=np.array([rated[r["gpu_model"]][2] for r in rows]),
+    )
+    watts = column("avg_power_watts") / runs.num_devices
+    return runs, watts, column("output_throughput_tokens_per_sec"), np.array([r["model_id"] for r in rows])
