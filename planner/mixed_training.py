@@ -247,7 +247,7 @@ def _diagnostics(
 
 
 def _local_update_note(job: TrainingJob, cluster: Cluster, alone_s: list[float | None]) -> list[str]:
-    """Return what islands that average their models now and then would take; an option that is never taken."""
+    """Return what islands that average their models now and then would take; never taken unasked."""
     known = [time_s for time_s in alone_s if time_s is not None]
     if len(known) < len(alone_s):
         return []
@@ -261,7 +261,8 @@ def _local_update_note(job: TrainingJob, cluster: Cluster, alone_s: list[float |
     cost = local_update_cost((island_s,), reduce_s, local_steps=steps, overlapped=True)
     return [
         f"option, not taken: averaging models every {steps} steps under the next round (CO2) would take "
-        f"{cost.step_s:.3g} s per step; it changes the algorithm, updates arrive {cost.staleness_steps} steps late"
+        f"{cost.step_s:.3g} s per step; it changes the algorithm, "
+        f"updates arrive {cost.staleness_steps} steps late"
     ]
 
 
