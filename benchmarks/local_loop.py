@@ -2,11 +2,10 @@
 
 ``python -m benchmarks.local_loop FOLDER [--minutes M] [--statistic best|median] [--rounds N] [--reuse]``
 
-Needs torch. Profiles processes of this machine (1, 2 and 4 of one thread) for M minutes in all, calibrates one
-share of the processor each, plans examples/local/small-gpt.yaml over 1, 2 and 4 ranks with tensor, pipeline
-and data parallelism in every mix, then trains every configuration for real, in N interleaved rounds. Prints
-predicted against measured, the median error, and how far the recommended configuration is from the best
-measured. FOLDER receives samples, clusters and calibrations; with --reuse those there are used.
+Needs torch. Profiles 1, 2 and 4 processes of one thread on this machine for M minutes in all, calibrates,
+plans examples/local/small-gpt.yaml over as many ranks with tensor, pipeline and data parallelism in every
+mix, then trains every configuration for real, in N interleaved rounds. Prints predicted against measured,
+the median error, and how far the recommended configuration is from the best measured. FOLDER receives samples, clusters and calibrations; with --reuse those there are used.
 
 On a machine that others use too, ``--statistic best`` compares undisturbed times on both sides.
 """
@@ -97,9 +96,7 @@ def flags(folder: Path, ranks: int) -> dict[str, str]:
 def compare(folder: Path, rounds: int, statistic: str) -> None:
     errors: list[float] = []
     for ranks in RANKS:
-        request = read_train_request(
-            str(ROOT / f"examples/local/request-{ranks}.yaml"), flags(folder, ranks)
-        )
+        request = read_train_request(str(ROOT / f"examples/local/request-{ranks}.yaml"), flags(folder, ranks))
         with using(read_calibration(folder / f"calibration-{ranks}.json")):
             found = candidates(request)
             measured = measured_steps(folder, ranks, rounds, statistic)
@@ -107,15 +104,13 @@ def compare(folder: Path, rounds: int, statistic: str) -> None:
             tuned = tune(request, lambda s, m=measured: m[words(s)], TuneRequest())
         for name, told, seen in rows:
             errors.append(abs(told / seen - 1.0))
-            print(
-                f"  {ranks} ranks  {name:32s} predicted {1e3 * told:8.1f} ms  measured {1e3 * seen:8.1f} ms "
-                f"{100 * (told / seen - 1.0):+6.1f} %"
-            )
+            shown = f"predicted {1e3 * told:8.1f} ms  measured {1e3 * seen:8.1f} ms"
+            print(f"  {ranks} ranks  {name:32s} {shown} {100 * (told / seen - 1.0):+6.1f} %")
         best = min(measured.values())
+        chosen, reached = rows[0], tuned["best"]["measured_s"]
+        print(f"  {ranks} ranks: recommended {chosen[0]}, {100 * (chosen[2] / best - 1):.1f} % from the best")
         print(
-            f"  {ranks} ranks: recommended {rows[0][0]} is {100 * (rows[0][2] / best - 1):.1f} % from the best "
-            f"measured; tune: {100 * (tuned['best']['measured_s'] / best - 1):.1f} % after {tuned['num_runs']} of "
-            f"{tuned['num_candidates']} runs"
+            f"  {ranks} ranks: tune {100 * (reached / best - 1):.1f} % from the best in {tuned['num_runs']} runs"
         )
     print(f"all: {len(errors)} configurations, median error {100 * np.median(errors):.1f} %, "
           f"p90 {100 * np.quantile(errors, 0.9):.1f} %")  # fmt: skip

@@ -15,7 +15,7 @@ KindArgument = Annotated[
     typer.Argument(
         metavar="KIND",
         help="mpigraph, nccl-tests, nvidia-smi-topo, rocm-smi, npu-smi, nccl-xml; "
-        "megatron-args, deepspeed, vllm.",
+        "megatron-args, deepspeed, vllm; nccl-samples, rccl-samples, osu, megatron-log, deepspeed-log.",
     ),
 ]
 FilesArgument = Annotated[
@@ -43,6 +43,7 @@ def import_files(
     name: NameOption = "imported",
     samples: SamplesOption = None,
     output: OutputOption = None,
+    ranks: Annotated[int | None, typer.Option("--ranks", help="Ranks that took part (osu).")] = None,
     catalog: CatalogOption = None,
 ) -> None:
     """Turn what a measuring tool printed into a cluster file, or a running job's files into a strategy."""
@@ -51,6 +52,11 @@ def import_files(
 
         if kind in KINDS:
             _import_job(kind, files, output)
+            return
+        from planner.measurement_import import KINDS as MEASUREMENTS
+
+        if kind in MEASUREMENTS:
+            _import_measurements(kind, files, device, ranks, output)
             return
         from hardware.errors import InputError
         from hardware.importers.cluster_text import imported_cluster, imported_runs
@@ -81,6 +87,19 @@ def _import_job(kind: str, files: list[Path], output: Path | None) -> None:
         message = f"import {kind}: one file at a time, not {len(files)}"
         raise InputError(message)
     text = running_job_text(read_running_job(kind, files[0]))
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        write_text(text, output)
+
+
+def _import_measurements(
+    kind: str, files: list[Path], device: str | None, ranks: int | None, output: Path | None
+) -> None:
+    from planner.measurement_import import imported_text
+    from planner.plan_io import write_text
+
+    text = imported_text(kind, files, device=device, ranks=ranks)
     if output is None:
         typer.echo(text, nl=False)
     else:

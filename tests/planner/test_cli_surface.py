@@ -62,7 +62,7 @@ SURFACE = {
     "catalog nodes": {"--catalog", "--json"},
     "catalog clusters": {"--catalog", "--json", "--nodes"},
     "catalog models": {"--json"},
-    "import": {"--catalog", "--device", "--name", "--node", "-o", "--output", "--samples"},
+    "import": {"--catalog", "--device", "--name", "--node", "-o", "--output", "--ranks", "--samples"},
     "emit": {"--target", "--scheduler", "--hosts", "--strict", "-o", "--output"},
     "verify": {"--python", "--parsers", "--no-parsers"},
     "schema": set(),
