@@ -17,8 +17,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.fit_training import MIN_RUNS_TO_LEARN, folds_of, held_out, load, sigmas
+from benchmarks.fit_training import (
+    MIN_RUNS_FOR_SIGMA,
+    MIN_RUNS_TO_LEARN,
+    folds_of,
+    held_out,
+    load,
+    sigma_of,
+    sigmas,
+)
 from costmodels.accuracy import Errors, errors
+from costmodels.learned import MANY_DEVICES
 from costmodels.model_flops import training_flops
 from costmodels.stack_fit import StackSamples, fit_stacks, predict_stacks
 from costmodels.stacks import find_stack, stack_names
@@ -139,7 +148,11 @@ def main() -> None:
         [spread[str(s)]["sigma" if d else "sigma_experts"] for s, d in zip(samples.stack, dense, strict=True)]
     )
     sources = np.array([r.source for r in runs])
-    big = np.array([r.cluster.num_devices >= 32 for r in runs])
+    big = np.array([r.cluster.num_devices >= MANY_DEVICES for r in runs])
+    for name in tried:
+        for rows in ((samples.stack == name) & big, (samples.stack == name) & ~big):
+            if rows.sum() >= MIN_RUNS_FOR_SIGMA:
+                sigma[rows] = sigma_of(corrected[rows], measured[rows])
     everyone = np.arange(len(runs))
     header = "| rows | n | MAPE | median | signed | regret | random | coverage |\n" + "|---" * 8 + "|"
     print("Held out by group\n\n" + header)
