@@ -37,6 +37,8 @@ FITTED = (
 )
 """Coefficients that are fitted from measured runs; every other field states what the framework does."""
 
+_ANCHORED = ("megatron-deepspeed-2023",)
+"""Stacks whose own matmul factor rests on a published figure of the device they run on."""
 _GRAPHED_HOST_FRAC = 0.25
 """Launch time that is left where most of a layer is replayed as a graph (assumed)."""
 
@@ -135,10 +137,15 @@ class Stack:
 
 
 @cache
-def _table() -> dict[str, dict[str, Any]]:
+def _file() -> dict[str, Any]:
     path = files("costmodels") / "data" / "coefficients" / "training" / "stacks.json"
-    loaded: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["stacks"]
+    loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return loaded
+
+
+def _table() -> dict[str, dict[str, Any]]:
+    table: dict[str, dict[str, Any]] = _file()["stacks"]
+    return table
 
 
 def stack_names() -> tuple[str, ...]:
@@ -167,12 +174,14 @@ def _shipped_stack(name: str, fitted: bool) -> Stack:
         raise UnknownNameError("software stack", name, stack_names())
     if not fitted:
         return Stack(name=name, **entry["does"], **entry["assumed"])
+    anchored = {key: item["factor"] for key, item in _file()["anchored_adjust"].items()}
+    factors = entry.get("adjust", {}) if name in _ANCHORED else anchored | entry.get("adjust", {})
     spread = {label: entry[label] for label in ("sigma", "sigma_experts") if label in entry}
     return Stack(
         name=name,
         **spread,
         **entry["does"],
         **{**entry["assumed"], **entry["fitted"]},
-        adjust=tuple(sorted(entry.get("adjust", {}).items())),
+        adjust=tuple(sorted(factors.items())),
         evidence=entry["evidence"],
     )
