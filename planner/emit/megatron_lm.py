@@ -82,16 +82,16 @@ def communicator_config(launch: TrainingLaunch) -> tuple[dict[str, dict[str, str
     if len({host.group for host in launch.hosts}) < 2:
         return {}, ()
     crossing = crossing_groups(launch)
-    sizes = {
-        "tp": launch.strategy.tp,
-        "cp": launch.strategy.cp,
-        "dp": launch.strategy.dp,
-        "pp": launch.strategy.pp,
-    }
-    groups = {
-        axis: {"net_name": "socket" if crossing[axis] else "IB"} for axis in crossing if sizes[axis] > 1
-    }
-    if "dp" in groups and "cp" in sizes and launch.strategy.cp > 1:
-        spans = crossing["dp"] or crossing["cp"]
-        groups["dp_cp"] = {"net_name": "socket" if spans else "IB"}
+    s = launch.strategy
+    sizes = {"tp": s.tp, "cp": s.cp, "dp": s.dp, "pp": s.pp}
+    spans = {axis: crossing[axis] for axis in crossing if sizes[axis] > 1}
+    if s.dp * s.cp > 1:
+        spans["dp_cp"] = crossing["dp"] or crossing["cp"]
+    if s.pp > 1:
+        spans["embd"] = spans["pos_embd"] = crossing["pp"]
+        spans["mp"] = crossing["pp"] or crossing["tp"]
+    if s.ep > 1:
+        inside = crossing["tp"] or crossing["cp"] or crossing["dp"]
+        spans["ep"] = spans["ep_dp"] = inside
+    groups = {name: {"net_name": "socket" if spans[name] else "IB"} for name in sorted(spans)}
     return groups, ()

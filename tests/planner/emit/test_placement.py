@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from planner.emit.emission import Origin
 from planner.emit.emit_plan import emit_plan
@@ -126,6 +127,27 @@ def test_named_hosts_reach_every_file(tmp_path: Path) -> None:
     assert pinned["jobset.yaml"].count("kubernetes.io/hostname: node-") == 4
 
 
-def test_groups_that_cross_islands() -> None:
+def test_one_island_crosses_nothing() -> None:
     launch = launch_of(plan_path("mixtral"))
     assert crossing_groups(launch) == {"tp": False, "cp": False, "dp": False, "pp": False}
+
+
+def test_mixed_halls_use_sockets_only_where_they_must(tmp_path: Path) -> None:
+    """Only the pipeline leaves a hall, so its communicators take what both halls have."""
+    document = json.loads(Path(plan_path("mixed-halls")).read_text())
+    examples = Path(__file__).parents[3] / "examples" / "clusters"
+    document["request"]["cluster"] = str(examples / document["request"]["cluster"])
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(document))
+    launch = check_replay(str(path))
+    assert crossing_groups(launch) == {"tp": False, "cp": False, "dp": False, "pp": True}
+    emission = emit_plan(str(path), "megatron-lm", scheduler="slurm")
+    networks = {k: v["net_name"] for k, v in yaml.safe_load(emission.files["communicators.yaml"]).items()}
+    assert networks == {
+        "tp": "IB", "dp": "IB", "dp_cp": "IB", "pp": "socket", "mp": "socket", "embd": "socket",
+        "pos_embd": "socket",
+    }  # fmt: skip
+    assert "'Et*11|t*9|t*3|t*4|t*4|tL'" in emission.files["train.sh"]
+    assert "  8|9|10" in emission.files["env.sh"]
+    assert "NCCL_IB_GID_INDEX" in emission.files["env.sh"]
+    assert [c.feature for c in emission.caveats] == ["placement.ranks"]

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """What emit writes passes every own check, and one wrong value fails: the mutation tests."""
 
 import json
