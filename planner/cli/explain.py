@@ -1,12 +1,16 @@
 """`meshwright explain`: why a plan was chosen."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from planner.cli.errors import readable_errors
 from planner.cli.options import JsonOption
+
+if TYPE_CHECKING:
+    from planner.plan import PlanFile
+    from planner.serving_types import ServingPlan
 
 __all__ = ["explain"]
 
@@ -20,10 +24,28 @@ def explain(
         from planner.explain import explain_training
         from planner.plan_io import plan_text, read_plan
 
-        explanation = explain_training(read_plan(plan))
+        file = read_plan(plan)
+        if file.kind == "serve":
+            _explain_serving(file, json=json)
+            return
+        explanation = explain_training(file)
         if json:
             typer.echo(plan_text(explanation), nl=False)
             return
         from planner.cli.render_reasons import print_explanation
 
         print_explanation(explanation)
+
+
+def _explain_serving(file: "PlanFile[ServingPlan]", *, json: bool) -> None:
+    """Print why a serving plan won."""
+    from planner.plan_io import plan_text
+    from planner.serving_explain import explain_serving
+
+    explanation = explain_serving(file)
+    if json:
+        typer.echo(plan_text(explanation), nl=False)
+        return
+    from planner.cli.render_serving import print_serving_explanation
+
+    print_serving_explanation(explanation)

@@ -161,3 +161,13 @@ def test_command_line_prints_the_file_and_uses_its_exit_codes():
     assert json.loads(shown.stdout)["tpot_s"] > 0
     big = ["estimate", "serve", "--model", "llama-3.1-405b", "--gpu", "l4"]
     assert runner.invoke(build_app(big), big).exit_code == 3
+
+
+def test_explain_says_what_each_change_costs(tmp_path):
+    write_plan(plan(), tmp_path / "plan.json")
+    words = ["explain", str(tmp_path / "plan.json"), "--json"]
+    shown = CliRunner().invoke(build_app(words), words)
+    assert shown.exit_code == 0
+    margins = {m["change"]: m["difference_usd_per_hour"] for m in json.loads(shown.stdout)["margins"]}
+    assert margins["without l4"] is None or margins["without l4"] >= -1e-9
+    assert margins["slo_tpot_s 1.25 times looser"] <= 1e-9
