@@ -112,6 +112,9 @@ def strategy_arguments(launch: TrainingLaunch) -> tuple[tuple[str, ...], tuple[C
     lines += _PRECISIONS[launch.precision]
     recompute, caveats = _recompute(launch)
     lines += recompute
+    if s.vpp > 1 and s.pp == 2 and not s.overlap_pp:
+        what = "an interleaved schedule of two stages always overlaps its sends"
+        caveats = (*caveats, Caveat(feature="strategy.overlap_pp off", instead=what))
     lines += _data_parallel(launch)
     if s.overlap_tp and s.tp > 1:
         lines.append("--tp-comm-overlap")
@@ -127,7 +130,8 @@ def _pipeline(launch: TrainingLaunch) -> list[str]:
         lines.append(flag("--pipeline-model-parallel-layout", pipeline_layout(launch.stage_layers)))
     elif s.vpp > 1:
         lines.append(flag("--num-layers-per-virtual-pipeline-stage", launch.stage_layers[0]))
-    if s.vpp > 1 and not s.overlap_pp:
+    # With two stages an interleaved schedule would send and receive between the same ranks at once.
+    if s.vpp > 1 and s.pp > 2 and not s.overlap_pp:
         lines.append("--no-overlap-p2p-communication")
     return lines
 

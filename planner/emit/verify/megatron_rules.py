@@ -138,6 +138,9 @@ def _needs(values: Mapping[str, str], tp: int) -> list[str]:
         problems.append("--use-megatron-fsdp needs --ckpt-format fsdp_dtensor")
     if "--sequence-parallel" in values and tp == 1:
         problems.append("--sequence-parallel needs a tensor degree above 1")
+    apart = {"--num-layers-per-virtual-pipeline-stage", "--no-overlap-p2p-communication"} <= set(values)
+    if apart and values.get("--pipeline-model-parallel-size") == "2":
+        problems.append("--no-overlap-p2p-communication needs more than two interleaved stages")
     if "--bf16" in values and "--fp16" in values:
         problems.append("--bf16 and --fp16 exclude each other")
     return problems

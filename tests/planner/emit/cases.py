@@ -8,7 +8,7 @@ PLANS = Path(__file__).parent / "plans"
 GOLDEN = Path(__file__).parent / "golden"
 
 TRAINING = {
-    "megatron-lm": ("gpt3", "uneven", "mixtral", "deepseek", "context", "stages"),
+    "megatron-lm": ("gpt3", "uneven", "mixtral", "deepseek", "context", "stages", "tensor"),
     "megatron-bridge": ("gpt3", "uneven", "mixtral", "deepseek"),
     "mindspeed": ("ascend-tensor", "ascend-context", "ascend-stages"),
     "deepspeed": ("sharded", "full", "stages"),
