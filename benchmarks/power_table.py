@@ -47,7 +47,12 @@ def row(_data):
 def caps(data):
     samples = cap_samples(data / "power" / "zeus_powercap_time_power.csv.gz")
     error = np.abs(held_out_caps(samples) / samples.throughput_frac - 1)
-    line("cap -> throughput, network left out", "5.8 % physics, 7.1 % trees", "<= 5.0 %", f"{100 * error.mean():.2f} %")
+    line(
+        "cap -> throughput, network left out",
+        "5.8 % physics, 7.1 % trees",
+        "<= 5.0 %",
+        f"{100 * error.mean():.2f} %",
+    )
 
 
 def matmul(data):

@@ -1,8 +1,8 @@
 """Watts and joules: what a device draws in each phase, a step or a token costs, and what the site adds.
 
-Draw is *natural*: without a cap below rated power. Shares of rated power per phase are measured where a source
-measured the device (see `costmodels/data/coefficients/power`); any other device takes the mean of the measured
-ones, and the answer says so. Energy of a step is the sum over its parts of draw times time.
+Draw is *natural*: without a cap below rated power. Shares of rated power per phase are measured where a
+source measured the device (see `costmodels/data/coefficients/power`); any other device takes the mean of the
+measured ones, and the answer says so. Energy of a step is the sum over its parts of draw times time.
 """
 
 from collections.abc import Mapping
@@ -31,13 +31,13 @@ PHASES = ("matmul", "attention", "decode-attention", "experts", "launch-bound")
 """Kinds of work whose draw was measured."""
 
 IDLE_FRAC = 0.12
-"""Idle draw over rated power where the data sheet has none (assumed: H100 71.8 of 700 W, A100 58 of 400 W)."""
+"""Idle draw over rated power where the data sheet has none (assumed: H100 72 of 700 W, A100 58 of 400)."""
 CONTEXT_W = 40.0
-"""What a process with a context adds to an idle device (26 to 66 W on A100, H100, L40S: arXiv 2605.23918)."""
+"""What a context adds to an idle device (26 to 66 W on A100, H100, L40S: arXiv 2605.23918)."""
 COMM_FRAC = 0.4
 """Draw while collectives run alone, over rated power (assumed; no source measured it)."""
 HOST_FRAC = 0.5
-"""Host, fans and network over the devices' rated power (assumed from DGX: half of a server is its devices)."""
+"""Host, fans and network over the devices' rated power (assumed: half of a DGX is its devices)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +72,9 @@ class DevicePower:
         """
         low = self.min_cap_w if self.min_cap_w is not None else self.idle_w
         if not low <= cap_w <= self.rated_w:
-            message = f"a cap of {cap_w:g} W is outside what {self.device} accepts: {low:g} to {self.rated_w:g} W"
+            message = (
+                f"a cap of {cap_w:g} W is outside what {self.device} accepts: {low:g} to {self.rated_w:g} W"
+            )
             raise InputError(message)
 
 
@@ -147,7 +149,7 @@ class Facility:
 
 
 def energy_cost(energy_j: float, facility: Facility) -> tuple[float | None, float | None]:
-    """Return money and carbon of an energy that servers drew: dollars, kilograms of CO2; None where unknown."""
+    """Return dollars and kilograms of CO2 of an energy that servers drew; None where unknown."""
     site_j = energy_j * facility.pue
     money = None if facility.usd_per_j is None else site_j * facility.usd_per_j
     carbon = None if facility.kg_co2_per_j is None else site_j * facility.kg_co2_per_j

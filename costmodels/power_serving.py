@@ -1,9 +1,9 @@
 """Watts and joules per token of a serving engine at a steady batch, fitted from measured runs.
 
-The physics is one decode step: weights that a batch touches over memory bandwidth, or arithmetic over the peak,
-whichever is longer. Boosted trees correct throughput and draw; joules per token are draw over throughput.
-The public runs that this was judged on state no licence, so no coefficients ship: `fit_serving_power` makes them
-from a table of one's own.
+The physics is one decode step: weights that a batch touches over memory bandwidth, or arithmetic over the
+peak, whichever is longer. Boosted trees correct throughput and draw; joules per token are draw over
+throughput. The public runs that this was judged on state no licence, so no coefficients ship:
+`fit_serving_power` makes them from a table of one's own.
 """
 
 from dataclasses import dataclass, fields

@@ -16,7 +16,13 @@ Floats = npt.NDArray[np.float64]
 
 
 def clock_curve(
-    time_s: float, natural_w: float, clocks_frac: Floats, response: ClockResponse, *, blocked_w: float, devices: int
+    time_s: float,
+    natural_w: float,
+    clocks_frac: Floats,
+    response: ClockResponse,
+    *,
+    blocked_w: float,
+    devices: int,
 ) -> ClockCurve:
     """Return time and energy above the blocked draw at each clock, for all devices that run the operation."""
     times = time_s * response.time_frac(clocks_frac)

@@ -76,20 +76,26 @@ class RowSection:
         SpecError
             if the budget is below the idle draw, or a class or a clock is not accepted.
         """
-        problems = [f"row.classes.{c}: unknown class; known: high, low" for c in self.classes if c not in CLASSES]
+        problems = [
+            f"row.classes.{c}: unknown class; known: high, low" for c in self.classes if c not in CLASSES
+        ]
         if not problems and abs(sum(self.classes.values()) - 1) > 1e-6:
             problems.append(f"row.classes: shares add up to {sum(self.classes.values()):g}, not 1")
         budget = self.budget_w if self.budget_w is not None else self.servers * self.server_rated_w
         idle = self.servers * (self.host_w + self.devices_per_server * self.device_rated_w * self.idle_frac)
         if budget < idle:
-            problems.append(f"row.budget_w: {budget:g} W is below the idle draw of {self.servers} servers, {idle:g} W")
+            problems.append(
+                f"row.budget_w: {budget:g} W is below the idle draw of {self.servers} servers, {idle:g} W"
+            )
         for name, clock in (
             ("low_clocks_mhz", self.low_clocks_mhz[0]),
             ("low_clocks_mhz", self.low_clocks_mhz[1]),
             ("high_clock_mhz", self.high_clock_mhz),
         ):
             if not 0 < clock <= self.max_clock_mhz:
-                problems.append(f"row.{name}: {clock:g} MHz is outside 0 to max_clock_mhz {self.max_clock_mhz:g}")
+                problems.append(
+                    f"row.{name}: {clock:g} MHz is outside 0 to max_clock_mhz {self.max_clock_mhz:g}"
+                )
         if problems:
             raise SpecError("request", problems)
         top = self.max_clock_mhz
@@ -127,7 +133,7 @@ class RowSection:
 
 PREFILL_CLOCK = ClockResponse(clock_share=0.9, static_frac=0.25)
 DECODE_CLOCK = ClockResponse(clock_share=0.15, static_frac=0.3)
-"""Assumed: prompts follow the clock, tokens hardly (published sweeps: 20 % less peak power for at most 7 %)."""
+"""Assumed: prompts follow the clock, tokens hardly (published: 20 % less peak power for at most 7 %)."""
 TRAINING_CLOCK = ClockResponse(clock_share=0.85, static_frac=0.25)
 
 
@@ -161,7 +167,9 @@ def read_load_trace(path: str) -> tuple[float, ...]:
             raise SpecError(path, [f"line {number}: load {loads[-1]} is outside 0 to 1 (1 excluded)"])
         step = times[1] - times[0] if len(times) > 1 else 0.0
         if len(times) > 1 and (step <= 0 or abs(times[-1] - times[-2] - step) > 1e-6 * step):
-            problem = f"line {number}: a gap: {times[-2]:g} s is followed by {times[-1]:g} s, steps are {step:g} s"
+            problem = (
+                f"line {number}: a gap: {times[-2]:g} s is followed by {times[-1]:g} s, steps are {step:g} s"
+            )
             raise SpecError(path, [problem])
     covered = times[-1] - times[0] + (times[1] - times[0] if len(times) > 1 else 0.0)
     if abs(covered - 86_400.0) > 1.0:

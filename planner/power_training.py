@@ -10,7 +10,7 @@ from costmodels.strategy import Strategy
 from hardware.cluster import Cluster
 from hardware.errors import InputError
 from planner.plan import TrainingPlan
-from planner.power_pipeline import clock_curve, operations, pipeline_problem, static_clocks
+from planner.power_pipeline import clock_curve, pipeline_problem, static_clocks
 from planner.power_request import TRAINING_CLOCK, TrainingSection
 from planner.power_types import ClockPoint, TrainingClocks
 from solvers.time_energy import (
@@ -77,8 +77,8 @@ def stage_weights(job: TrainingJob, strategy: Strategy) -> tuple[float, ...]:
     """
     layers = np.full(strategy.pp, job.model.num_layers // strategy.pp, dtype=float)
     layers[: job.model.num_layers % strategy.pp] += 1
-    head = job.model.hidden * job.model.vocab_size
-    body = max(job.model.num_parameters - head, head) / job.model.num_layers
+    head = job.model.hidden * job.model.vocab
+    body = sum(job.model.blocks[i].num_params for i in job.model.layers) / job.model.num_layers
     layers[-1] += head / body
     return tuple(float(w) for w in layers / layers.max())
 
@@ -98,20 +98,25 @@ def _stages(
     for weight in stage_weights(job, strategy):
         curves = [
             clock_curve(
-                seconds * weight, natural_w, clocks, TRAINING_CLOCK, blocked_w=power.blocked_w, devices=devices
+                seconds * weight,
+                natural_w,
+                clocks,
+                TRAINING_CLOCK,
+                blocked_w=power.blocked_w,
+                devices=devices,
             )
             for seconds in (forward_s, backward_s)
         ]
         if section.device_cap_w is not None:
             power.check_cap(section.device_cap_w)
-            curves = [capped_curve(c, section.device_cap_w * devices, power.blocked_w * devices) for c in curves]
+            curves = [
+                capped_curve(c, section.device_cap_w * devices, power.blocked_w * devices) for c in curves
+            ]
         both.append((curves[0], curves[1]))
     return both
 
 
-def _budgets(
-    problem: TimeEnergyProblem, stages: int, limit_w: float, blocked_w: float
-) -> tuple[Budget, ...]:
+def _budgets(problem: TimeEnergyProblem, stages: int, limit_w: float, blocked_w: float) -> tuple[Budget, ...]:
     return tuple(
         Budget(
             name=f"stage {s}",
@@ -186,7 +191,10 @@ def plan_clocks(
     fast_s = fastest_s(problem)
     fast_times = np.array([c.time_s.min() for c in problem.curves])[problem.curve]
     fastest = Clocks(
-        deadline_s=fast_s, time_s=fast_times, makespan_s=fast_s, energy_j=energy_of(problem, fast_times, fast_s)
+        deadline_s=fast_s,
+        time_s=fast_times,
+        makespan_s=fast_s,
+        energy_j=energy_of(problem, fast_times, fast_s),
     )
     deadlines = [fast_s * (1 + x) for x in section.slowdowns_frac]
     free = [o.unwrap() for o in frontier(problem, deadlines)]

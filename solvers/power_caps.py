@@ -5,7 +5,8 @@ pass its budget before the action takes hold. With p the row's power over its bu
 
 .. math:: T = \max \{ T : T + Q_{1-\epsilon}[\max_{\tau \le L} p(t+\tau) - p(t) \mid p(t) \approx T] \le 1 \}
 
-Rises are taken from powers near T, because a row that is already busy has less left to rise.
+Rises are taken from powers near T, because a row that is already busy has less left to rise; the quantile of
+all rises is the floor that holds where too few were seen near any T.
 
 *Breaches.* n servers of mean m and deviation s whose draws correlate with r add up to mean n m and variance
 n s^2 (1 + (n - 1) r); with r = 1 (one training job) there is no multiplexing credit at all.
@@ -37,8 +38,10 @@ __all__ = [
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-_LEAST_SAMPLES = 50
+_LEAST_SAMPLES = 200
 """Fewer rises near a power are no basis for a quantile; such powers are passed over."""
+_LEAST_THRESHOLD = 0.3
+"""A controller that must act below this share of the budget is no help."""
 _YEAR_S = 365.25 * 86_400.0
 _EULER = 0.5772156649
 
@@ -85,15 +88,20 @@ def threshold(
         raise InputError(message)
     rise = max_rise(power_frac, num_steps).ravel()
     start = power_frac[: len(power_frac) - num_steps].ravel()
-    for level in np.arange(0.99, 0.3, -0.005):
+    spike = float(np.quantile(rise, 1 - epsilon))
+    top = 1.0 - spike
+    for level in np.arange(0.99, max(top, 0.3), -0.005):
         near = rise[np.abs(start - level) <= width]
         if len(near) < _LEAST_SAMPLES:
             continue
-        spike = float(np.quantile(near, 1 - epsilon))
-        if level + spike <= 1.0:
-            return round(float(level), 3), spike
-    message = f"power rises by up to {rise.max():.2f} of the budget within the delay: no threshold is safe"
-    raise InfeasibleError(message, ("control delay",))
+        quantile = float(np.quantile(near, 1 - epsilon))
+        if level + quantile <= 1.0:
+            top, spike = float(level), quantile
+            break
+    if top < _LEAST_THRESHOLD:
+        message = f"power rises by {spike:.2f} of the budget within the delay: no threshold is early enough"
+        raise InfeasibleError(message, ("control delay",))
+    return round(top, 3), spike
 
 
 def breach_probability(
@@ -129,10 +137,12 @@ def servers_without_breach(
 def brakes_per_year(power_frac: Floats, step_s: float, *, block_s: float = 3600.0) -> float:
     """Return how often per year the power passes the budget, from a Gumbel fit to the maxima of blocks.
 
-    By moments: scale = deviation sqrt(6) / pi, location = mean - 0.5772 scale. Only blocks of the busiest
-    quarter are fitted, as the others never come near the budget; each day has a quarter of its blocks so.
+    By moments: scale = deviation sqrt(6) / pi, location = mean - 0.5772 scale; a short trace has four
+    blocks. Only blocks of the busiest quarter are fitted, as the others never come near the budget; each day
+    has a quarter of its blocks so.
     """
-    size = max(1, int(block_s / step_s))
+    size = max(1, min(int(block_s / step_s), len(power_frac) // 4))
+    block_s = size * step_s
     blocks = power_frac[: len(power_frac) // size * size].reshape(-1, size, *power_frac.shape[1:])
     maxima = np.sort(blocks.max(axis=1).ravel())[-max(4, blocks.max(axis=1).size // 4) :]
     scale = float(maxima.std()) * 6**0.5 / np.pi
