@@ -20,11 +20,18 @@ def emit(
     ],
     scheduler: Annotated[
         str | None,
-        typer.Option("--scheduler", help="torchrun (default), slurm, kubernetes, ray or skypilot."),
+        typer.Option(
+            "--scheduler",
+            help="torchrun (serving: shell), slurm, kubernetes, ray or skypilot; the first by default.",
+        ),
     ] = None,
     hosts: Annotated[
         str | None,
         typer.Option("--hosts", metavar="FILE", help="Real host names, one per line, in cluster order."),
+    ] = None,
+    power_plan: Annotated[
+        str | None,
+        typer.Option("--power-plan", metavar="FILE", help="Power plan whose command files ride along."),
     ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail where the target cannot express all of the plan.")
@@ -35,7 +42,9 @@ def emit(
         from planner.emit.emit_plan import emit_plan
         from planner.emit.write import write_emission
 
-        emission = emit_plan(plan, target, scheduler=scheduler, hosts=hosts, strict=strict)
+        emission = emit_plan(
+            plan, target, scheduler=scheduler, hosts=hosts, strict=strict, power_plan=power_plan
+        )
         names = write_emission(emission, output)
         for name in names:
             typer.echo(str(output / name))

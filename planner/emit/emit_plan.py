@@ -36,6 +36,7 @@ def emit_plan(
     scheduler: str | None = None,
     hosts: str | None = None,
     strict: bool = False,
+    power_plan: str | None = None,
 ) -> Emission:
     """Return the files for a plan.
 
@@ -46,6 +47,7 @@ def emit_plan(
     scheduler : None is the target's default.
     hosts : file with the real host names, one per line, in the cluster's order.
     strict : refuse where the target cannot express all of the plan.
+    power_plan : a power plan whose command files ride along, under ``power/``.
 
     Raises
     ------
@@ -72,10 +74,28 @@ def emit_plan(
         tool_version=version("meshwright"),
     )
     emission = _emission(file, origin, target, chosen, _host_names(hosts))
+    if power_plan is not None:
+        emission = _with_power(emission, power_plan)
     if strict:
         require_expressible(name, emission.caveats)
     manifest = json.dumps(_manifest(origin, chosen, emission), indent=2) + "\n"
     return replace(emission, files={**emission.files, "plan.json": text, MANIFEST: manifest})
+
+
+def _with_power(emission: Emission, path: str) -> Emission:
+    from planner.emit.power_commands import power_emission
+
+    file = read_plan(path)
+    if file.kind != "power":
+        message = f"{path}: kind: {file.kind!r}; --power-plan takes a plan of `plan power`"
+        raise InputError(message)
+    power = power_emission(file.plans[0])
+    return replace(
+        emission,
+        files={**emission.files, **{f"power/{name}": text for name, text in power.files.items()}},
+        commands=emission.commands | {f"power/{name}" for name in power.commands},
+        caveats=emission.caveats + power.caveats,
+    )
 
 
 def _check_kind(path: str, kind: str, name: str, target: Target) -> None:

@@ -158,7 +158,8 @@ def _start(launch: TrainingLaunch, program: Program) -> str:
         ],
     }[program.launcher]
     check = "" if program.launcher == "torchrun" else ': "$NPROC"\n'
-    line = " \\\n  ".join([*words, '"${ENTRY[@]}" "${ARGS[@]}" "${RUN_ARGS[@]}"'])
+    # What the plan decides comes last, so that it wins over a repetition and a sub-command ends the line.
+    line = " \\\n  ".join([*words, '"${ENTRY[@]}" "${RUN_ARGS[@]}" "${ARGS[@]}"'])
     return f"{check}exec {line}\n"
 
 
@@ -173,7 +174,7 @@ def _start_by_rank(launch: TrainingLaunch) -> str:
         "while read -r rank host device; do\n"
         '  [ "$host" = "${HOSTS[NODE_RANK]}" ] || continue\n'
         f"  RANK=$rank LOCAL_RANK=0 {visible}=$device \\\n"
-        '    python "${ENTRY[@]}" "${ARGS[@]}" "${RUN_ARGS[@]}" &\n'
+        '    python "${ENTRY[@]}" "${RUN_ARGS[@]}" "${ARGS[@]}" &\n'
         '  PIDS+=("$!")\n  LOCAL=$((LOCAL + 1))\n'
         "done < <(tail -n +2 ranks.tsv)\n"
         '[ "$LOCAL" -gt 0 ] || { echo "hosts.txt has no ranks on line $NODE_RANK" >&2; exit 2; }\n'

@@ -44,7 +44,7 @@ SURFACE = {
         "--device",
         "--repeats",
     },
-    "calibrate": OUTPUT | {"--catalog", "--cluster", "--nodes", "--statistic", "--write-cluster"},
+    "calibrate": OUTPUT | {"--catalog", "--cluster", "--like", "--nodes", "--statistic", "--write-cluster"},
     "validate": OUTPUT | {"--backend", "--calibration", "--ranks", "--samples", "--statistic", "--what"},
     "tune": OUTPUT
     | {
@@ -63,7 +63,7 @@ SURFACE = {
     "catalog clusters": {"--catalog", "--json", "--nodes"},
     "catalog models": {"--json"},
     "import": {"--catalog", "--device", "--name", "--node", "-o", "--output", "--ranks", "--samples"},
-    "emit": {"--target", "--scheduler", "--hosts", "--strict", "-o", "--output"},
+    "emit": {"--target", "--scheduler", "--hosts", "--strict", "--power-plan", "-o", "--output"},
     "verify": {"--python", "--parsers", "--no-parsers"},
     "schema": set(),
 }

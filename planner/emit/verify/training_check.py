@@ -27,7 +27,6 @@ def training_verdicts(emitted: Emitted) -> list[Verdict]:
     if emitted.target in _WITH_FLAGS:
         table = flag_table(_WITH_FLAGS[emitted.target])
         words = array_words(emitted.files.get("run_args.sh", ""), "RUN_ARGS") + array_words(script, "ARGS")
-        # A sub-command ends the options, so the fixed part comes last here as it does not in the script.
         values, problems = read_flags(words, table)
         files = ("train.sh", "run_args.sh")
         verdicts.append(Verdict.of(f"meshwright flag table {table.name}", emitted.version, files, problems))
