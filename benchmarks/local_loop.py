@@ -5,7 +5,8 @@
 Needs torch. Profiles 1, 2 and 4 processes of one thread on this machine for M minutes in all, calibrates,
 plans examples/local/small-gpt.yaml over as many ranks with tensor, pipeline and data parallelism in every
 mix, then trains every configuration for real, in N interleaved rounds. Prints predicted against measured,
-the median error, and how far the recommended configuration is from the best measured. FOLDER receives samples, clusters and calibrations; with --reuse those there are used.
+the median error, and how far the recommended configuration is from the best measured. FOLDER receives
+samples, clusters and calibrations; with --reuse those there are used.
 
 On a machine that others use too, ``--statistic best`` compares undisturbed times on both sides.
 """
@@ -58,6 +59,7 @@ def calibrate(folder: Path, statistic: str) -> None:
             cluster=None,
             write_cluster=folder / f"cluster-{ranks}.yaml",
             statistic=statistic,
+            like=folder / "calibration-1.json" if ranks > 1 else None,
         )
         write_text(calibration_text(document), folder / f"calibration-{ranks}.json")
         print_calibration(document)
@@ -109,9 +111,7 @@ def compare(folder: Path, rounds: int, statistic: str) -> None:
         best = min(measured.values())
         chosen, reached = rows[0], tuned["best"]["measured_s"]
         print(f"  {ranks} ranks: recommended {chosen[0]}, {100 * (chosen[2] / best - 1):.1f} % from the best")
-        print(
-            f"  {ranks} ranks: tune {100 * (reached / best - 1):.1f} % from the best in {tuned['num_runs']} runs"
-        )
+        print(f"  {ranks} ranks: {tuned['num_runs']} runs of tune reach {100 * (reached / best - 1):.1f} %")
     print(f"all: {len(errors)} configurations, median error {100 * np.median(errors):.1f} %, "
           f"p90 {100 * np.quantile(errors, 0.9):.1f} %")  # fmt: skip
 

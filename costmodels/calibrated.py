@@ -52,10 +52,16 @@ class KernelCalibration:
     surfaces: Mapping[tuple[str, str], Surface] = field(default_factory=dict)
     """By family and number format."""
     memory: MemoryCurve | None = None
+    norm: MemoryCurve | None = None
+    """Of layer norms, which compute more per byte than plain element-wise kernels."""
     optimizer: MemoryCurve | None = None
     """Of one Adam step, with parameters in place of bytes."""
     attention_backward_ratio: float | None = None
     """Backward over forward."""
+
+    def moving(self, *, norm: bool) -> MemoryCurve | None:
+        """Return the curve of norms or of other memory-bound kernels."""
+        return self.norm if norm and self.norm is not None else self.memory
 
     def find(self, family: Family, fmt: Format) -> Surface | None:
         """Return the measured surface of a family in a format, None where that was not measured."""

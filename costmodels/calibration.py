@@ -6,13 +6,13 @@ device (or the generic one) with a spread of a factor e, which many samples outw
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import exp, isfinite
 from typing import Any
 
 import numpy as np
 
-from costmodels.calibrated import MemoryCurve
+from costmodels.calibrated import KernelCalibration, MemoryCurve
 from costmodels.kernels_attention import CONTEXT
 from costmodels.kernels_data import find_surface, source_of
 from costmodels.kernels_fit import TreeSettings, errors, fit_physics, fit_surface
@@ -34,7 +34,7 @@ _SMALL_TREES = TreeSettings(num_trees=120, depth=4, min_rows_per_leaf=4, robust=
 _CONTRADICTION = 1.6
 """Two measurements of one shape that differ by more than this factor contradict each other (assumed)."""
 _CONTRADICTING_SHARE = 0.2
-_MEMORY_KINDS = ("copy", "elementwise", "norm")
+_MEMORY_KINDS = ("copy", "elementwise")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -43,6 +43,7 @@ class FittedKernels:
 
     surfaces: dict[tuple[str, str], Surface] = field(default_factory=dict)
     memory: MemoryCurve | None = None
+    norm: MemoryCurve | None = None
     optimizer: MemoryCurve | None = None
     attention_backward_ratio: float | None = None
     report: dict[str, Any] = field(default_factory=dict)
@@ -88,8 +89,14 @@ def check_samples(samples: Sequence[Sample], where: str) -> None:
         raise SpecError(where, [problem])
 
 
-def fit_kernels(samples: Sequence[Sample], device: Device, *, statistic: str) -> FittedKernels:
-    """Return everything that kernel samples say about `device`."""
+def fit_kernels(
+    samples: Sequence[Sample], device: Device, *, statistic: str, like: KernelCalibration | None = None
+) -> FittedKernels:
+    """Return everything that kernel samples say about `device`.
+
+    `like` is a calibration of a similar device, such as another share of the same processor: where samples
+    are few, its surfaces stand, slower or faster by one fitted factor.
+    """
     surfaces: dict[tuple[str, str], Surface] = {}
     report: dict[str, Any] = {}
     notes: list[str] = []
@@ -100,11 +107,17 @@ def fit_kernels(samples: Sequence[Sample], device: Device, *, statistic: str) ->
                 notes.append(f"{kind} in {dtype}: {len(rows)} samples are too few, shipped coefficients stay")
                 continue
             surface, said = _fit_family(family, rows, dtype, device, statistic)
+            near = like.surfaces.get((family.name, surface.fmt.name)) if like else None
+            if near is not None and len(rows) < _TREES_FROM:
+                surface, said = _scaled_family(near, rows, statistic, said)
             surfaces[family.name, surface.fmt.name] = surface
             report[f"{kind}/{dtype}"] = said
     memory, said = fit_memory([s for s in samples if s.kind in _MEMORY_KINDS], "num_bytes", statistic)
     if memory is not None:
         report["memory"] = said
+    norm, said = fit_memory([s for s in samples if s.kind == "norm"], "num_bytes", statistic)
+    if norm is not None:
+        report["norm"] = said
     optimizer, said = fit_memory([s for s in samples if s.kind == "optimizer"], "num_params", statistic)
     if optimizer is not None:
         report["optimizer"] = said
@@ -114,6 +127,7 @@ def fit_kernels(samples: Sequence[Sample], device: Device, *, statistic: str) ->
     return FittedKernels(
         surfaces=surfaces,
         memory=memory,
+        norm=norm,
         optimizer=optimizer,
         attention_backward_ratio=ratio,
         report=report,
@@ -161,6 +175,29 @@ def _fit_family(
             if shipped.coefficients.get(n)
         },
     }
+
+
+def _scaled_family(
+    near: Surface, rows: Sequence[Sample], statistic: str, own: dict[str, Any]
+) -> tuple[Surface, dict[str, Any]]:
+    """Return a similar device's surface, all of its times multiplied by the median ratio of the samples."""
+    shape, seconds = _columns(near.family, rows), chosen_seconds(rows, statistic)
+    ratios = seconds / near.predict(shape, near.machine, near.fmt).seconds
+    held = np.array([np.median(np.delete(ratios, i)) for i in range(len(ratios))])
+    factor = float(np.median(ratios))
+    slower = {
+        name: value * factor if name.endswith("_s") else value / factor
+        for name, value in near.coefficients.items()
+        if name.endswith("_s") or name in ("compute_frac", "memory_frac", "cache_gain")
+    }
+    surface = replace(
+        near,
+        coefficients={**near.coefficients, **slower},
+        sigma=np.maximum(near.sigma, float(np.std(np.log(ratios)))),
+        sigma_log_s=near.sigma_log_s + np.log(factor),
+    )
+    said = {**own, "held_out": errors(seconds / ratios * held, seconds), "like": round(factor, 4)}
+    return surface, said
 
 
 def fit_memory(

@@ -28,7 +28,12 @@ _NEEDED = ("schema_version", "kind", "device", "rated", "kernels", "technologies
 
 
 def calibrate(
-    samples: Sequence[Sample], cluster: Cluster, *, statistic: str = "median", where: str = "samples"
+    samples: Sequence[Sample],
+    cluster: Cluster,
+    *,
+    statistic: str = "median",
+    like: Calibration | None = None,
+    where: str = "samples",
 ) -> dict[str, Any]:
     """Return the calibration document of `cluster`'s device from samples that were taken on it.
 
@@ -36,6 +41,7 @@ def calibrate(
     ----------
     cluster : what the samples were taken on: its device and levels are what is calibrated.
     statistic : median of each sample's repeats, or best (others were using the machine).
+    like : calibration of a similar device, to lean on where samples are few.
     where : name of the samples in messages.
 
     Raises
@@ -52,7 +58,7 @@ def calibrate(
     if measured_on not in (device.name, *device.aliases):
         problem = f"was measured on {measured_on!r}, but {cluster.name} holds {device.name!r}"
         raise SpecError(where, [problem])
-    kernels = fit_kernels(samples, device, statistic=statistic)
+    kernels = fit_kernels(samples, device, statistic=statistic, like=like.kernels if like else None)
     links, said_links, notes = fit_links(samples, cluster.levels, statistic=statistic)
     partial = _calibration(device.name, kernels, links, {})
     with using(partial):
@@ -73,6 +79,7 @@ def calibrate(
         "kernels": {
             "surfaces": {f"{family}/{fmt}": s.to_json() for (family, fmt), s in kernels.surfaces.items()},
             "memory": None if kernels.memory is None else asdict(kernels.memory),
+            "norm": None if kernels.norm is None else asdict(kernels.norm),
             "optimizer": None if kernels.optimizer is None else asdict(kernels.optimizer),
             "attention_backward_ratio": kernels.attention_backward_ratio,
         },
@@ -97,6 +104,7 @@ def _calibration(
             device=device,
             surfaces=kernels.surfaces,
             memory=kernels.memory,
+            norm=kernels.norm,
             optimizer=kernels.optimizer,
             attention_backward_ratio=kernels.attention_backward_ratio,
         ),
@@ -157,15 +165,17 @@ def _read(data: Mapping[str, Any], sha256: str) -> Calibration:
         name: Stack(name=name, **{**entry, "adjust": tuple((k, v) for k, v in entry["adjust"])})
         for name, entry in data["stacks"].items()
     }
-    memory, optimizer = kernels["memory"], kernels["optimizer"]
+    curves = {
+        name: None if kernels[name] is None else MemoryCurve(**kernels[name])
+        for name in ("memory", "norm", "optimizer")
+    }
     return Calibration(
         device=data["device"],
         sha256=sha256,
         kernels=KernelCalibration(
             device=data["device"],
             surfaces=surfaces,
-            memory=None if memory is None else MemoryCurve(**memory),
-            optimizer=None if optimizer is None else MemoryCurve(**optimizer),
+            **curves,
             attention_backward_ratio=kernels["attention_backward_ratio"],
         ),
         technologies=links_from_json(data["technologies"]),

@@ -1,7 +1,8 @@
 """Measured training steps to the coefficients of the reference stack, which `planner.profiling` runs."""
 
+import re
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,18 @@ def step_table(sample: Sample) -> tuple[TrainingJob, ConfigTable]:
     return job, ConfigTable.from_strategies([row])
 
 
+def ranks_per_processor(sample: Sample) -> float:
+    """Return how many ranks took turns on a processor, from what the back end said; one on a device each.
+
+    Examples
+    --------
+    >>> ranks_per_processor(Sample(kind="launch", shape=(), num_ranks=4, software="1 threads of 2 processors"))
+    2.0
+    """
+    found = re.search(r"(\d+) threads of (\d+) processors", sample.software)
+    return 1.0 if found is None else max(sample.num_ranks * int(found[1]) / int(found[2]), 1.0)
+
+
 def fit_steps(
     samples: Sequence[Sample], cluster: Cluster, *, statistic: str
 ) -> tuple[Stack | None, dict[str, Any], tuple[str, ...]]:
@@ -90,7 +103,8 @@ def fit_steps(
     rows = [s for s in samples if s.kind == "step" and s.num_ranks == cluster.num_devices]
     if len(rows) < _LEAST:
         note = f"{len(rows)} step samples: the reference stack keeps assumed overheads" if rows else ""
-        return (_BASE if rows else None), {}, ((note,) if note else ())
+        base = replace(_BASE, ranks_per_processor=ranks_per_processor(rows[0])) if rows else None
+        return base, {}, ((note,) if note else ())
     inputs = []
     for sample in rows:
         job, table = step_table(sample)
@@ -105,9 +119,10 @@ def fit_steps(
         unmeasured=frozenset({key}),
     )
     every = np.arange(len(rows))
-    fitted, _ = fit_stacks({REFERENCE_STACK: _BASE}, known, every)
+    base = replace(_BASE, ranks_per_processor=ranks_per_processor(rows[0]))
+    fitted, _ = fit_stacks({REFERENCE_STACK: base}, known, every)
     models = np.array([s.at["hidden"] for s in rows])
-    held = _held_out(known, models)
+    held = _held_out(base, known, models)
     judged = np.isfinite(held)
     report: dict[str, Any] = {
         "num_samples": len(rows),
@@ -128,12 +143,12 @@ def _told(stacks: dict[str, Stack], known: StackSamples, rows: Any) -> Floats:
     return predict_stacks(stacks, {}, known, rows)
 
 
-def _held_out(known: StackSamples, models: Floats) -> Floats:
+def _held_out(base: Stack, known: StackSamples, models: Floats) -> Floats:
     """Return each step predicted by a fit that saw no step of its model; NaN with one model only."""
     out = np.full(len(models), np.nan)
     for model in np.unique(models):
         train, test = np.flatnonzero(models != model), np.flatnonzero(models == model)
         if len(train) >= _LEAST:
-            fitted, _ = fit_stacks({REFERENCE_STACK: _BASE}, known, train)
+            fitted, _ = fit_stacks({REFERENCE_STACK: base}, known, train)
             out[test] = _told(fitted, known, test)
     return out

@@ -366,11 +366,11 @@ class KernelModel:
         surface, _ = find_surface(self.source.file, MATMUL, find_format("bf16"))
         return surface.coefficients["launch_s"]
 
-    def memory_s(self, num_bytes: Number) -> Floats:
-        """Return the seconds of a memory-bound kernel (element-wise, norm) that moves `num_bytes`."""
+    def memory_s(self, num_bytes: Number, *, norm: bool = False) -> Floats:
+        """Return the seconds of a memory-bound kernel (element-wise, or a norm) that moves `num_bytes`."""
         moved = np.asarray(num_bytes, dtype=np.float64)
-        if self.calibration and self.calibration.memory:
-            return self.calibration.memory.seconds(moved)
+        if self.calibration and (curve := self.calibration.moving(norm=norm)):
+            return curve.seconds(moved)
         surface, _ = find_surface(self.source.file, MATMUL, find_format("bf16"))
         c = surface.coefficients
         return c["launch_s"] + moved / (c["memory_frac"] * self.device.memory_bytes_per_s)

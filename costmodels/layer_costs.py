@@ -246,8 +246,8 @@ def _add_vector(out: LayerCosts, elements_fwd: Floats, backward: float, weight: 
 def _add_norm(out: LayerCosts, op: Norm, weight: float, ctx: _Context) -> None:
     tokens = ctx.tokens / ctx.shards.tp if op.over_heads else ctx.replicated_tokens
     moved = 2.0 * tokens * op.features * op.copies * ctx.element_bytes
-    out.norm_fwd_s += weight * ctx.kernels.memory_s(moved)
-    out.norm_bwd_s += weight * ctx.kernels.memory_s(moved * _NORM_BACKWARD_TRAFFIC)
+    out.norm_fwd_s += weight * ctx.kernels.memory_s(moved, norm=True)
+    out.norm_bwd_s += weight * ctx.kernels.memory_s(moved * _NORM_BACKWARD_TRAFFIC, norm=True)
     out.num_ops += weight
 
 

@@ -81,6 +81,8 @@ class Stack:
     16-bit gradients beside the fp32 ones."""
     graphed: str = ""
     """Pattern of the devices on which published recipes replay CUDA graphs, so the host hardly launches."""
+    ranks_per_processor: float = 1.0
+    """Ranks that take turns on one processor: while some wait, the others run faster."""
     gemm: float = 1.0
     """Matmul time over the isolated kernel's."""
     attention: float = 1.0

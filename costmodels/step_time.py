@@ -144,6 +144,25 @@ def _data_parallel_s(inputs: StepInputs, stack: Stack, window_fwd_s: Floats, win
     return np.where(inputs.overlap_dp > 0, hidden, grads + params)
 
 
+def _shared_bubble_frac(pp: Floats, num_micro: Floats, ranks_per_processor: float) -> Floats:
+    r"""Return which part of the bubble stays when ranks take turns on processors.
+
+    Kernels are timed while all ranks run, `n` to a processor. In fill and drain only some of the stages run,
+    and each of them is up to `n` times as fast: with :math:`a` of :math:`p` stages at work a slot takes
+    :math:`\max(1/n, a/p)`. Over the :math:`m + p - 1` slots of 1F1B, at most :math:`\min(m, p)` at work,
+    that sums to :math:`m` and what is left of the bubble's :math:`p - 1`.
+    """
+    depth = np.maximum(pp, 2.0)
+    most = np.minimum(num_micro, depth)
+    ramp = np.zeros(np.broadcast_shapes(pp.shape, num_micro.shape))
+    for at_work in range(1, int(np.max(most, initial=1.0))):
+        slot = np.maximum(1.0 / ranks_per_processor, at_work / depth)
+        ramp = ramp + np.where(at_work < most, 2.0 * slot, 0.0)
+    full = (num_micro + depth + 1.0 - 2.0 * most) * np.maximum(1.0 / ranks_per_processor, most / depth)
+    left: Floats = np.maximum(ramp + full - num_micro, 0.0) / (depth - 1.0)
+    return left
+
+
 def step_parts(inputs: StepInputs, stack: Stack) -> StepParts:
     """Return the parts of one step for every row of `inputs` under `stack`."""
     layer = _layer_parts(inputs, stack)
@@ -165,6 +184,8 @@ def step_parts(inputs: StepInputs, stack: Stack) -> StepParts:
     visible = stack.pp_exposed_frac * np.where(inputs.overlap_pp > 0, _OVERLAPPED_SEND_FRAC, 1.0)
     ramp = 2.0 * (inputs.pp - 1) * inputs.p2p_s * stack.comm
     bubble = np.maximum(whole - slowest, 0.0) / inputs.vpp
+    if stack.ranks_per_processor > 1.0:
+        bubble = bubble * _shared_bubble_frac(inputs.pp, micro, stack.ranks_per_processor)
     window_bwd = layers * (layer.bwd_s + layer.again_s) + head_bwd
     dp = _data_parallel_s(inputs, stack, layers * layer.fwd_s, window_bwd)
     return StepParts(

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from costmodels.calibration_file import calibrate
+from costmodels.calibration_file import calibrate, read_calibration
 from costmodels.samples import Sample, read_samples
 from hardware.catalog import find_cluster
 from hardware.errors import InputError, OutOfDomainError
@@ -20,6 +20,7 @@ def calibrate_files(
     nodes: int | None = None,
     write_cluster: Path | None = None,
     statistic: str = "median",
+    like: Path | None = None,
     catalogs: tuple[str, ...] = (),
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the calibration document of several samples files, and what a reader must know.
@@ -48,5 +49,11 @@ def calibrate_files(
         write_text(local_cluster_text(samples), write_cluster)
         cluster = str(write_cluster)
     found = find_cluster(str(cluster), nodes, catalogs=catalogs)
-    document = calibrate(samples, found, statistic=statistic, where=where)
+    document = calibrate(
+        samples,
+        found,
+        statistic=statistic,
+        like=None if like is None else read_calibration(like),
+        where=where,
+    )
     return document, (*notes, *document["notes"])

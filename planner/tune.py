@@ -33,7 +33,7 @@ Floats = npt.NDArray[np.float64]
 Runner = Callable[[Strategy], float]
 
 _ALL = 10_000
-_LIKENESS = 1.5
+_LIKENESS = 0.75
 """Length, in doublings of a degree, over which two configurations resemble each other (assumed)."""
 _PRIOR_SIGMA = 0.25
 _NOISE = 0.03

@@ -26,6 +26,10 @@ def calibrate(
     statistic: Annotated[
         str, typer.Option("--statistic", help="median, or best where others used the machine meanwhile.")
     ] = "median",
+    like: Annotated[
+        Path | None,
+        typer.Option("--like", metavar="FILE", help="Calibration of a similar device to lean on."),
+    ] = None,
     catalog: CatalogOption = None,
     output: OutputOption = None,
     json: JsonOption = False,
@@ -42,6 +46,7 @@ def calibrate(
             nodes=nodes,
             write_cluster=write_cluster,
             statistic=statistic,
+            like=like,
             catalogs=tuple(catalog or ()),
         )
         for note in notes:

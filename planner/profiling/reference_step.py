@@ -123,7 +123,7 @@ class ReferenceStep:
         self.tensor_rank = ranks.rank % job.tp
         self._parameters()
         self.sent: list[Any] = []
-        generator = self.torch.Generator().manual_seed(1 + ranks.rank // job.tp)
+        generator = self.torch.Generator().manual_seed(1 + ranks.rank // job.tp % job.dp)
         size = (job.num_micro, job.micro_batch, job.seq_len + 1)
         self.tokens = self.torch.randint(job.vocab, size, generator=generator).to(self.device)
 

@@ -19,7 +19,7 @@ from planner.profiling.timing import measure
 
 __all__ = ["Profile", "previous_samples", "run_profile"]
 
-_STEP_REPEATS = 5
+_STEP_REPEATS = 7
 _STOP = -1.0
 
 

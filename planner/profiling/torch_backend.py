@@ -91,7 +91,7 @@ class TorchBackend:
             if value and self.name != "cpu":
                 parts.append(f"{label} {value}")
         if self.name == "cpu":
-            parts.append(f"{self.torch.get_num_threads()} threads")
+            parts.append(f"{self.torch.get_num_threads()} threads of {os.cpu_count()} processors")
         return ", ".join(parts)
 
     def _join(self) -> None:
