@@ -25,6 +25,8 @@ class EngineCommand:
     environment: Mapping[str, str] = field(default_factory=dict)
     multi_host: tuple[str, ...] = ()
     """Arguments that several machines need; may use NODE_RANK and LEADER."""
+    follower_arguments: str = ""
+    """Arguments of the machines other than the first, as bash words."""
     files: Mapping[str, str] = field(default_factory=dict)
     caveats: tuple[Caveat, ...] = ()
 
@@ -114,6 +116,8 @@ def _script(launch: ServingLaunch, pool: Pool, command: EngineCommand) -> str:
         )
         lines += command.multi_host
     text += array("ARGS", lines)
+    if pool.num_hosts > 1 and command.follower_arguments:
+        text += f'[ "$NODE_RANK" = 0 ] || ARGS+=({command.follower_arguments})\n'
     return text + f'exec {command.words} "${{ARGS[@]}}" {command.port_flag} "$PORT"\n'
 
 

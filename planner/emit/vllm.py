@@ -41,6 +41,7 @@ def vllm_command(launch: ServingLaunch, pool: Pool) -> EngineCommand:
         arguments=tuple(lines),
         environment=environment,
         multi_host=multi,
+        follower_arguments="--headless",
         caveats=caveats,
     )
 

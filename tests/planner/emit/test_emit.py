@@ -10,6 +10,8 @@ from hardware.errors import InputError
 from planner.emit.emission import Emission
 from planner.emit.emit_plan import emit_plan
 from planner.emit.targets import find_target
+from planner.emit.verify.emitted import read_emitted
+from planner.emit.verify.verify_folder import own_verdicts
 from planner.emit.write import write_emission
 from tests.planner.conftest import Meshwright
 from tests.planner.emit.cases import plan_path
@@ -164,6 +166,37 @@ def test_stages_of_different_tensor_degree_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(Exception, match="stages have tensor degrees 1 and 2"):
         emit_plan(str(changed(tmp_path, "stages", change)), "megatron-lm")
+
+
+@pytest.mark.parametrize("target", ["vllm", "sglang", "tensorrt-llm"])
+@pytest.mark.parametrize("scheduler", ["shell", "slurm", "kubernetes", "skypilot"])
+def test_instances_of_several_machines(tmp_path: Path, target: str, scheduler: str) -> None:
+    def change(document: dict) -> None:  # type: ignore[type-arg]
+        document["plans"][0]["mix"][0]["config"].update(tp=8, pp=2)
+
+    path = changed(tmp_path, "serve-single", change)
+    emission = emit_plan(str(path), target, scheduler=scheduler)
+    write_emission(emission, tmp_path / "out")
+    verdicts = own_verdicts(read_emitted(tmp_path / "out"))
+    assert [v for v in verdicts if v.verdict != "pass"] == []
+    script = next(text for name, text in emission.files.items() if name.startswith("serve-"))
+    assert "NODE_RANK" in script
+    assert ("ARGS+=(--headless)" in script) == (target == "vllm")
+    if scheduler == "kubernetes":
+        assert "kind: LeaderWorkerSet" in emission.files["a100-80gb-tp1-bf16.k8s.yaml"]
+
+
+def test_power_commands_ride_along(tmp_path: Path, meshwright: Meshwright) -> None:
+    power = tmp_path / "power.json"
+    made = meshwright("plan", "power", "--plan", plan_path("serve-single"), "-o", power)
+    assert made.exit_code == 0, made.output
+    words = ("--target", "vllm", "--power-plan", power, "-o", tmp_path / "out")
+    result = meshwright("emit", plan_path("serve-single"), *words)
+    assert result.exit_code == 0, result.output
+    assert list((tmp_path / "out" / "power").rglob("*.sh"))
+    wrong = meshwright("emit", plan_path("serve-single"), *words[:3], plan_path("gpt3"), "-o", tmp_path / "b")
+    assert wrong.exit_code == 2
+    assert "takes a plan of `plan power`" in wrong.stderr
 
 
 def test_python_files_compile() -> None:
