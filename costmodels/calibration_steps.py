@@ -86,7 +86,8 @@ def ranks_per_processor(sample: Sample) -> float:
 
     Examples
     --------
-    >>> ranks_per_processor(Sample(kind="launch", shape=(), num_ranks=4, software="1 threads of 2 processors"))
+    >>> said = "1 threads of 2 processors"
+    >>> ranks_per_processor(Sample(kind="launch", shape=(), num_ranks=4, software=said))
     2.0
     """
     found = re.search(r"(\d+) threads of (\d+) processors", sample.software)

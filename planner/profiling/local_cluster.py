@@ -13,6 +13,9 @@ __all__ = ["LINK_TECHNOLOGY", "local_cluster_text"]
 LINK_TECHNOLOGY = "local-process"
 """Technology of the links between processes of one machine; only a calibration knows its speed."""
 _DEFAULT_LATENCY_S = 1e-4
+_ASSUMED_BYTES_PER_S = 1e9
+"""Between processes of one machine, where no large message was measured (assumed)."""
+_LARGE_BYTES = 2.0**18
 
 
 def _best(samples: Sequence[Sample], kinds: tuple[str, ...], column: str) -> float:
@@ -78,5 +81,9 @@ def local_cluster_text(samples: Sequence[Sample], *, memory_bytes: float | None 
 
 
 def _link_rate(samples: Sequence[Sample]) -> float:
-    found = [s.at["message_bytes"] / s.best_s for s in samples if s.kind == "p2p"]
-    return max(found, default=1e9)
+    found = [
+        s.at["message_bytes"] / s.best_s
+        for s in samples
+        if s.kind == "p2p" and s.at["message_bytes"] >= _LARGE_BYTES
+    ]
+    return max(found, default=_ASSUMED_BYTES_PER_S)

@@ -85,8 +85,8 @@ def default_tasks(kinds: Sequence[str], *, dtype: str, num_ranks: int, large: bo
 
 
 def _matmuls(dtype: str, large: bool) -> list[Task]:
-    rows = (1, 16, 128, 1024, 4096, 8192) if large else (64, 256, 512, 1024, 2048)
-    wide = (1024, 2048, 4096, 8192, 14336) if large else (64, 128, 256, 512, 1024, 2048)
+    rows = (1, 16, 128, 1024, 4096, 8192) if large else (64, 96, 192, 256, 384, 768, 1024)
+    wide = (1024, 2048, 4096, 8192, 14336) if large else (64, 96, 192, 256, 384, 768, 1024)
     shapes = [(m, n, k) for m, n, k in product(rows, wide, wide) if large or m * n * k <= 2**30]
     return [Task.of("matmul", dtype, m=m, n=n, k=k) for m, n, k in shapes]
 
@@ -95,7 +95,7 @@ def _attentions(kind: str, dtype: str, large: bool) -> list[Task]:
     axes = (
         ((1, 2, 8), (512, 2048, 4096, 8192), (8, 16, 32), (64, 128))
         if large
-        else ((1, 2, 4), (64, 128, 256, 512), (1, 2, 4, 8), (32, 64))
+        else ((1, 2, 4), (64, 96, 128, 192, 256), (1, 2, 4, 8), (32, 48, 64))
     )
     return [
         Task.of(kind, dtype, batch=b, q_len=q, heads=h, kv_heads=h, head_dim=d)

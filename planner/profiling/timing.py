@@ -8,12 +8,14 @@ import numpy as np
 
 __all__ = ["Timing", "measure", "summarise"]
 
-_WARM_UP_CALLS = 2
 _BATCH_S = 0.01
 """A repeat lasts at least this long (many calls if they are short), so that ranks which share a core are
 timed over several of its turns."""
 _REPEATS = 7
 _MOST_CALLS = 2000
+_MOST_S = 3.0
+"""Repeats of one shape stop after about so long; what takes longer is repeated a few times only."""
+_LEAST_REPEATS = 3
 _FAR = 5.0
 """Repeats beyond this many robust standard deviations above the median were interrupted."""
 
@@ -60,7 +62,7 @@ def measure(
     barrier: Callable[[], None] = lambda: None,
     repeats: int = _REPEATS,
 ) -> Timing:
-    """Return the time of `call`.
+    """Return the time of `call`, which ran twice before it counts.
 
     Parameters
     ----------
@@ -69,13 +71,13 @@ def measure(
     agree : makes all ranks run the same number of calls.
     barrier : brings all ranks to the same moment before each repeat.
     """
-    for _ in range(_WARM_UP_CALLS):
-        call()
+    call()
     barrier()
     first = max(timed(call, 1), 1e-7)
     calls = agree(min(max(ceil(_BATCH_S / first), 1), _MOST_CALLS))
+    affordable = max(int(_MOST_S / (first * calls)), _LEAST_REPEATS)
     found = []
-    for _ in range(repeats):
+    for _ in range(agree(min(repeats, affordable))):
         barrier()
         found.append(timed(call, calls) / calls)
     return summarise(found)
