@@ -119,9 +119,19 @@ def part_draw_frac(power: DevicePower, part: str) -> float:
     return power.draw_frac["decode-attention"] if part == "optimizer" else COMM_FRAC
 
 
-def step_energy_j(power: DevicePower, time_parts_s: Mapping[str, Floats], num_devices: int) -> Floats:
-    """Return the energy of all devices for one step, row by row. [J]"""
-    columns = [part_draw_frac(power, name) * np.asarray(column) for name, column in time_parts_s.items()]
+def step_energy_j(
+    power: DevicePower,
+    time_parts_s: Mapping[str, Floats] | Mapping[str, float],
+    num_devices: int,
+    *,
+    cap_w: float | None = None,
+) -> Floats:
+    """Return the energy of all devices for one step, row by row; no part draws more than the cap. [J]"""
+    most = 1.0 if cap_w is None else cap_w / power.rated_w
+    columns = [
+        min(part_draw_frac(power, name), most) * np.asarray(column, dtype=float)
+        for name, column in time_parts_s.items()
+    ]
     total: Floats = np.sum(columns, axis=0) * (power.rated_w * num_devices)
     return total
 

@@ -115,6 +115,10 @@ class TrainingPrediction:
     """Of all devices for one step; null where the device's power is unknown."""
     cost_usd: float | None = None
     """Of one step; null where no price is known."""
+    watts_per_device: float | None = None
+    """Mean draw of one device through the step; null where its power is unknown."""
+    joules_per_token: float | None = None
+    """Energy of all devices for one token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from costmodels.cost_table import CostTable
 from costmodels.job import TrainingJob
 from costmodels.kernels import kernel_model
 from costmodels.layer_costs import matmul_dtype
+from costmodels.power import device_power, step_energy_j
 from costmodels.stacks import find_stack
 from costmodels.strategy import Strategy
 from hardware.cluster import Cluster
@@ -16,12 +17,19 @@ from planner.plan import TrainingPrediction
 __all__ = ["training_diagnostics", "training_prediction"]
 
 
-def training_prediction(costs: CostTable, row: int, cluster: Cluster) -> TrainingPrediction:
-    """Return row `row` of `costs`, with energy and money where the catalogue knows power and price."""
+def training_prediction(
+    costs: CostTable, row: int, cluster: Cluster, *, cap_w: float | None = None
+) -> TrainingPrediction:
+    """Return row `row` of `costs`, with energy and money where the catalogue knows power and price.
+
+    Parameters
+    ----------
+    cap_w : power cap of every device; None for none.
+    """
     time_parts = {name: float(column[row]) for name, column in costs.time_parts().items()}
     memory_parts = {name: float(column[row]) for name, column in costs.memory.parts().items()}
     step_s = float(costs.step_s[row])
-    tdp_w, price = cluster.device.tdp_w, _price(cluster.device)
+    price, energy_j = _price(cluster.device), _energy_j(time_parts, cluster, cap_w)
     return TrainingPrediction(
         step_s=step_s,
         step_low_s=float(costs.step_low_s[row]),
@@ -33,9 +41,18 @@ def training_prediction(costs: CostTable, row: int, cluster: Cluster) -> Trainin
         memory_capacity_bytes=costs.device_memory_bytes,
         fits_probability=float(costs.fits_probability[row]),
         time_parts_s=time_parts,
-        energy_j=None if tdp_w is None else tdp_w * cluster.num_devices * step_s,
+        energy_j=energy_j,
+        watts_per_device=None if energy_j is None else energy_j / step_s / cluster.num_devices,
+        joules_per_token=None if energy_j is None else energy_j / costs.num_tokens,
         cost_usd=None if price is None else price.usd_per_hour / 3600 * cluster.num_devices * step_s,
     )
+
+
+def _energy_j(time_parts: dict[str, float], cluster: Cluster, cap_w: float | None) -> float | None:
+    """Return the energy of all devices for one step; None where their rated power is not known. [J]"""
+    if cluster.device.tdp_w is None:
+        return None
+    return float(step_energy_j(device_power(cluster.device), time_parts, cluster.num_devices, cap_w=cap_w))
 
 
 def _price(device: Device) -> Price | None:
@@ -64,7 +81,8 @@ def _kernel_notes(device: Device) -> list[str]:
 def _energy_note(device: Device) -> str:
     if device.tdp_w is None:
         return f"energy_j is null: the rated power of {device.name} is not known"
-    return "energy_j assumes that every device draws its rated power during the whole step"
+    drawn = "measured" if device_power(device).measured else "the mean of the devices that were measured"
+    return f"energy_j: devices only; draw by part of the step, of kernels {drawn}, of collectives assumed"
 
 
 def _stack_notes(job: TrainingJob, device: Device) -> list[str]:

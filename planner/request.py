@@ -52,6 +52,10 @@ class TrainRequest:
     """A strategy counts as fitting from this probability on."""
     allow: Mapping[str, tuple[int | bool | str, ...]] = field(default_factory=dict)
     """Values that a column of the strategy may take, for example `tp: [4, 8]` or `recompute: [none]`."""
+    objective: Literal["throughput", "energy", "cost"] = "throughput"
+    """What the best plan makes least: time, joules or dollars per step."""
+    power_budget_w: Annotated[float, Field(gt=0)] | None = None
+    """What all devices together may draw; every device is capped at its share."""
     catalog: tuple[str, ...] = ()
     """Folders with further devices, nodes and clusters."""
 

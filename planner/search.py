@@ -180,7 +180,13 @@ def batches(tables: Iterator[ConfigTable]) -> Iterator[ConfigTable]:
 
 
 def search_space(
-    space: TrainingSpace, *, memory: Memory, evaluate: Evaluate, top: int, min_probability: float
+    space: TrainingSpace,
+    *,
+    memory: Memory,
+    evaluate: Evaluate,
+    top: int,
+    min_probability: float,
+    score: Callable[[CostTable], Floats] | None = None,
 ) -> Found:
     """Return the `top` fastest strategies that fit and the front of time against memory.
 
@@ -192,7 +198,7 @@ def search_space(
     pool, tally = _Pool(top=top), Tally()
     for configs in batches(feasible(space, memory, min_probability, tally)):
         costs = evaluate(configs)
-        pool.add(configs, costs.step_s, costs.peak_memory_bytes)
+        pool.add(configs, costs.step_s if score is None else score(costs), costs.peak_memory_bytes)
     found = pool.configs if pool.configs is not None else ConfigTable.from_strategies([])
     return Found(
         best=found.take(_fastest(pool.step_s, pool.peak_bytes, top)),

@@ -8,13 +8,14 @@ from costmodels.stacks import find_stack
 from costmodels.strategy import ConfigTable, Strategy
 from costmodels.training import evaluate
 from hardware.cluster import Cluster
-from hardware.errors import InfeasibleError
+from hardware.errors import InfeasibleError, InputError
 from planner.certificate import training_certificate
 from planner.fit import memory_of
 from planner.mixed_training import plan_mixed_training
 from planner.placement_plan import planned_placement
 from planner.plan import FrontPoint, Placement, PlanFile, Search, TrainingPlan
 from planner.plan_io import plan_document
+from planner.power_objective import power_view
 from planner.prediction import training_diagnostics, training_prediction
 from planner.provenance import training_provenance
 from planner.ranks import default_placement
@@ -36,6 +37,9 @@ def plan_training(request: TrainRequest) -> PlanFile[TrainingPlan]:
         from fitting.
     """
     job, cluster = resolve(request)
+    if not cluster.is_homogeneous and (request.power_budget_w or request.objective != "throughput"):
+        message = "objective, power_budget_w: a cluster of unlike groups is planned for throughput alone"
+        raise InputError(message)
     if cluster.is_homogeneous:
         return _plan_alike(request, job, cluster)
     flat: tuple[TrainingPlan, ...] = ()
@@ -47,7 +51,7 @@ def plan_training(request: TrainRequest) -> PlanFile[TrainingPlan]:
 
 def _plan_alike(request: TrainRequest, job: TrainingJob, cluster: Cluster) -> PlanFile[TrainingPlan]:
     """Return strategies whose stages are all alike, on a cluster taken as one."""
-    allow = allowed_values(request)
+    allow, view = allowed_values(request), power_view(request, cluster)
     space = training_space(
         job,
         world=cluster.num_devices,
@@ -58,9 +62,10 @@ def _plan_alike(request: TrainRequest, job: TrainingJob, cluster: Cluster) -> Pl
     found = search_space(
         space,
         memory=memory_of(job, cluster),
-        evaluate=lambda configs: evaluate(job, cluster, configs),
+        evaluate=lambda configs: view.slowed(evaluate(job, cluster, configs)),
         top=request.top,
         min_probability=request.min_fits_probability,
+        score=view.score,
     )
     if found.nearest is not None:
         raise nothing_fits(
@@ -68,7 +73,7 @@ def _plan_alike(request: TrainRequest, job: TrainingJob, cluster: Cluster) -> Pl
         )
     if not found.num_configs:
         raise no_strategy(space, cluster)
-    costs = evaluate(job, cluster, found.best)
+    costs = view.slowed(evaluate(job, cluster, found.best))
     placed = planned_placement(found.best.strategy(0), job, cluster)
     plans = tuple(
         training_plan_of(
@@ -79,6 +84,7 @@ def _plan_alike(request: TrainRequest, job: TrainingJob, cluster: Cluster) -> Pl
             job=job,
             cluster=cluster,
             placement=placed.placement if row == 0 else None,
+            cap_w=view.cap_w,
         )
         for row in range(len(found.best))
     )
@@ -92,7 +98,11 @@ def _plan_alike(request: TrainRequest, job: TrainingJob, cluster: Cluster) -> Pl
             wall_s=found.wall_s,
             excluded=space.excluded(),
         ),
-        diagnostics=(*training_diagnostics(job, cluster, plans[0].strategy), *placed.diagnostics),
+        diagnostics=(
+            *training_diagnostics(job, cluster, plans[0].strategy),
+            *view.notes,
+            *placed.diagnostics,
+        ),
         provenance=training_provenance(job, cluster),
         pareto=_front(job, cluster, found.front),
     )
@@ -107,9 +117,10 @@ def training_plan_of(
     job: TrainingJob,
     cluster: Cluster,
     placement: Placement | None = None,
+    cap_w: float | None = None,
 ) -> TrainingPlan:
     """Return one strategy with its cost, its ranks and what was checked."""
-    predicted = training_prediction(costs, row, cluster)
+    predicted = training_prediction(costs, row, cluster, cap_w=cap_w)
     placement = placement or default_placement(strategy, cluster)
     certificate = training_certificate(
         strategy,

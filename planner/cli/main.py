@@ -40,6 +40,7 @@ GROUPS: dict[str, str] = {
 VERBS: tuple[Verb, ...] = (
     _verb("plan train", "plan_train", "plan_train", "Find the fastest training configuration that fits."),
     _verb("plan serve", "plan_serve", "plan_serve", "Find the cheapest fleet that keeps latency targets."),
+    _verb("plan power", "plan_power", "plan_power_verb", "Find clocks, caps and how many servers fit a row."),
     _verb("estimate train", "estimate", "estimate_train", "Cost of one training configuration."),
     _verb("estimate serve", "estimate_serve", "estimate_serve", "Cost of one serving configuration."),
     _verb("backtest train", "backtest", "backtest_train", "Measured training runs against predictions."),

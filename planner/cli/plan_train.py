@@ -25,6 +25,25 @@ from planner.cli.options import (
 __all__ = ["plan_train"]
 
 
+MinFitsOption = Annotated[
+    float | None,
+    typer.Option("--min-fits-probability", help="A plan fits from this probability on; 0.99 by default."),
+]
+ObjectiveOption = Annotated[
+    str | None, typer.Option("--objective", help="throughput (default), energy or cost.")
+]
+PowerBudgetOption = Annotated[
+    float | None,
+    typer.Option("--power-budget-w", "--power-budget", help="Watts that all devices together may draw."),
+]
+CompareOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--compare-with", metavar="FILE", help="What runs today: Megatron script or DeepSpeed JSON."
+    ),
+]
+
+
 def plan_train(
     model: ModelOption = None,
     cluster: ClusterOption = None,
@@ -35,16 +54,10 @@ def plan_train(
     stack: StackOption = None,
     optimizer: OptimizerOption = None,
     top: Annotated[int | None, typer.Option("--top", help="Plans, best first; 5 by default.")] = None,
-    min_fits_probability: Annotated[
-        float | None,
-        typer.Option("--min-fits-probability", help="A plan fits from this probability on; 0.99 by default."),
-    ] = None,
-    compare_with: Annotated[
-        Path | None,
-        typer.Option(
-            "--compare-with", metavar="FILE", help="What runs today: Megatron script or DeepSpeed JSON."
-        ),
-    ] = None,
+    min_fits_probability: MinFitsOption = None,
+    objective: ObjectiveOption = None,
+    power_budget_w: PowerBudgetOption = None,
+    compare_with: CompareOption = None,
     request: RequestOption = None,
     catalog: CatalogOption = None,
     calibration: CalibrationOption = None,
@@ -63,6 +76,8 @@ def plan_train(
         "optimizer": optimizer,
         "top": top,
         "min_fits_probability": min_fits_probability,
+        "objective": objective,
+        "power_budget_w": power_budget_w,
         "catalog": tuple(catalog or ()),
     }
     with readable_errors(), calibrated_by(calibration):

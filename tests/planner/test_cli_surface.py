@@ -27,7 +27,9 @@ STRATEGY = {
 SURFACE = {
     "plan train": REQUEST
     | OUTPUT
-    | {"--compare-with", "--request", "--calibration", "--catalog", "--top", "--min-fits-probability"},
+    | {"--compare-with", "--request", "--calibration", "--catalog", "--top", "--min-fits-probability"}
+    | {"--objective", "--power-budget", "--power-budget-w"},
+    "plan power": OUTPUT | {"--plan", "--request", "--commands", "--catalog"},
     "estimate train": REQUEST | OUTPUT | STRATEGY | {"--request", "--calibration", "--catalog"},
     "backtest train": {"--by", "--calibration", "--json"},
     "backtest memory": {"--by", "--json"},
