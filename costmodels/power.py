@@ -22,6 +22,7 @@ __all__ = [
     "device_power",
     "energy_cost",
     "part_draw_frac",
+    "serving_draw_w",
     "step_energy_j",
 ]
 
@@ -100,6 +101,17 @@ def device_power(device: Device) -> DevicePower:
         draw_frac=mean | known,
         measured=bool(known),
     )
+
+
+_PREFILL_SHARE = 0.3
+"""Share of the time that an engine of both roles spends in prompts (assumed)."""
+
+
+def serving_draw_w(power: DevicePower, role: str) -> float:
+    """Return the mean draw of a busy device by role: prefill, decode or both. [W]"""
+    prompt_w = max(power.natural_w("matmul"), power.natural_w("attention"))
+    share = {"prefill": 1.0, "decode": 0.0}.get(role, _PREFILL_SHARE)
+    return share * prompt_w + (1 - share) * power.natural_w("decode-attention")
 
 
 _BUSY = ("forward", "backward", "recompute", "correction")

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from costmodels.power import DevicePower, device_power
+from costmodels.power import DevicePower, device_power, serving_draw_w
 from costmodels.power_response import EFFICIENT_FLOOR_FRAC, ClockResponse, cap_response, inert_cap
 from hardware.catalog import find_device
 from hardware.errors import InfeasibleError
@@ -16,17 +16,7 @@ from solvers.power_caps import CapProblem, choose_caps
 
 __all__ = ["plan_caps"]
 
-_PREFILL_SHARE = 0.3
-"""Share of the time that an instance of both roles spends in prompts (assumed)."""
 _STEPS = 41
-
-
-def _natural_w(power: DevicePower, role: str) -> float:
-    """Return the mean draw of a busy device in a role."""
-    prompt_w = max(power.natural_w("matmul"), power.natural_w("attention"))
-    token_w = power.natural_w("decode-attention")
-    share = {"prefill": 1.0, "decode": 0.0}.get(role, _PREFILL_SHARE)
-    return share * prompt_w + (1 - share) * token_w
 
 
 def _clock_frac(response: ClockResponse, slowdown_frac: float) -> float:
@@ -59,7 +49,7 @@ def plan_caps(plan: PlanFile[ServingPlan], section: ServingSection) -> tuple[Ser
     best = plan.plans[0]
     powers = [device_power(find_device(e.device)) for e in best.mix]
     counts = np.array([e.count * e.devices_per_instance for e in best.mix], dtype=np.int64)
-    natural = [_natural_w(p, e.role) for p, e in zip(powers, best.mix, strict=True)]
+    natural = [serving_draw_w(p, e.role) for p, e in zip(powers, best.mix, strict=True)]
     budget = section.power_budget_w
     caps, losses = [], []
     for entry, power, draw in zip(best.mix, powers, natural, strict=True):

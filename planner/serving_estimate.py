@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from costmodels.graph import ModelGraph
+from costmodels.power import device_power, serving_draw_w
 from costmodels.serving import iteration_cost
 from costmodels.serving_closed_loop import ClosedLoop, run_closed_loop
 from costmodels.serving_config import ServingConfig, ServingTable
@@ -119,7 +120,7 @@ def estimate_serving(
     prompt = iteration_cost(model, table, engine, machine, IterationWork.of(chunk, 0, 0, 0))
     output = seen.throughput_tokens_per_s * config.dp
     cost = offer.usd_per_hour * config.num_devices
-    tdp_w = offer.device.tdp_w
+    each_w = serving_draw_w(device_power(offer.device), "both") if offer.device.tdp_w is not None else 0.0
     return ServingEstimate(
         model=model.name,
         device=offer.device.name,
@@ -140,5 +141,5 @@ def estimate_serving(
         max_requests=held,
         cost_usd_per_hour=cost,
         cost_usd_per_million_output_tokens=cost / (output * 3600.0) * 1e6,
-        watts=None if tdp_w is None else 0.58 * tdp_w * config.num_devices,
+        watts=None if offer.device.tdp_w is None else each_w * config.num_devices,
     )

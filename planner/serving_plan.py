@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from costmodels.graph import ModelGraph
 from costmodels.kernels import kernel_model
+from costmodels.power import device_power, serving_draw_w
 from costmodels.serving_bound import throughput_bound_tokens_per_s
 from costmodels.serving_engine import EngineStack
 from costmodels.serving_operators import kernel_format
@@ -37,8 +38,6 @@ Floats = npt.NDArray[np.float64]
 Form = Literal["joint", "split"]
 
 _HEADROOM_STEPS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5)
-_DECODE_TDP_FRAC = 0.58
-"""Mean board power over rated power while decoding (Splitwise's constants; see `planner.simulate`)."""
 
 
 def plan_serving(request: ServeRequest) -> PlanFile[ServingPlan]:
@@ -194,11 +193,10 @@ def _limits(request: ServeRequest, items: list[Item]) -> tuple[Limit, ...]:
 
 
 def _watts(item: Item) -> float | None:
-    """Return mean watts of one instance under load; prompts draw the rated power."""
-    tdp_w = item.offer.device.tdp_w
-    if tdp_w is None:
+    """Return mean watts of one instance under load, by its role; None where rated power is unknown."""
+    if item.offer.device.tdp_w is None:
         return None
-    return tdp_w * item.config.num_devices * (1.0 if item.role == "prefill" else _DECODE_TDP_FRAC)
+    return serving_draw_w(device_power(item.offer.device), item.role) * item.config.num_devices
 
 
 def _serving_plan(
@@ -272,6 +270,7 @@ def _prediction(
     counts = solution.count
     watts = [_watts(item) for item in items]
     known = all(w is not None for w, c in zip(watts, counts, strict=True) if c)
+    drawn = sum((w or 0.0) * int(c) for w, c in zip(watts, counts, strict=True)) if known else None
     output = traffic.rate_per_s * traffic.mean_output_tokens
     total = traffic.rate_per_s * (traffic.mean_output_tokens + traffic.mean_prompt_tokens)
     single = solution.best_single_usd_per_hour
@@ -285,7 +284,8 @@ def _prediction(
         cost_usd_per_million_tokens=solution.usd_per_hour / (total * 3600.0) * 1e6,
         best_single_usd_per_hour=single if math.isfinite(single) else None,
         bound_usd_per_hour=outcome.bound if outcome.bound is not None else 0.0,
-        watts=sum((w or 0.0) * int(c) for w, c in zip(watts, counts, strict=True)) if known else None,
+        watts=drawn,
+        joules_per_token=None if drawn is None else drawn / output,
         headroom_frac=headroom,
         simulated=check,
     )

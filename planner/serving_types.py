@@ -86,6 +86,8 @@ class ServingPrediction:
     headroom_frac: float
     """Capacity beyond the mean load that the targets under real arrivals needed."""
     simulated: SimulatedCheck | None = None
+    joules_per_token: float | None = None
+    """Energy of all devices for one output token; null where their power is unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
