@@ -117,7 +117,7 @@ def fit_steps(
         measured_s=seconds,
         stack=np.full(len(rows), REFERENCE_STACK),
         key=np.full(len(rows), key),
-        unmeasured=frozenset({key}),
+        unmeasured=frozenset(),
     )
     every = np.arange(len(rows))
     base = replace(_BASE, ranks_per_processor=ranks_per_processor(rows[0]))

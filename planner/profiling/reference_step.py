@@ -121,7 +121,7 @@ class ReferenceStep:
         self.replicas = backend.group_of(job.tp, job.dp)[0] if job.dp > 1 else None
         self.split = _Split(self.torch, tensor, job.tp)
         self.tensor_rank = ranks.rank % job.tp
-        self._parameters()
+        self._parameters(backend)
         self.sent: list[Any] = []
         generator = self.torch.Generator().manual_seed(1 + ranks.rank // job.tp % job.dp)
         size = (job.num_micro, job.micro_batch, job.seq_len + 1)
@@ -142,7 +142,7 @@ class ReferenceStep:
             shapes += [(h,), (h,), (job.vocab // job.tp, h)]
         return shapes
 
-    def _parameters(self) -> None:
+    def _parameters(self, backend: "TorchBackend") -> None:
         """Lay all weights, and all gradients, into one buffer each, as frameworks do."""
         torch, shapes = self.torch, self._shapes()
         sizes = [int(torch.Size(s).numel()) for s in shapes]
@@ -159,7 +159,7 @@ class ReferenceStep:
             self.weights.append(leaf)
         owner = torch.nn.Parameter(self.flat.detach())
         owner.grad = self.gradients
-        self.optimizer = torch.optim.Adam([owner], lr=1e-5, fused=True)
+        self.optimizer = torch.optim.Adam([owner], lr=1e-5, fused=backend.name != "npu")
 
     def _layer(self, x: Any, w: list[Any]) -> Any:
         nn, job = self.torch.nn.functional, self.job

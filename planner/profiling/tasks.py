@@ -24,7 +24,7 @@ WHAT: dict[str, tuple[str, ...]] = {
 _SPREAD = 1.0
 """Distance in ln(shape) at which a measurement says little about another shape (assumed)."""
 _NEVER_MEASURED = 1.2
-_STEP_WEIGHT = 4.0
+_STEP_WEIGHT = 2.5
 """A whole step says more than one kernel: it holds everything that runs together."""
 
 
