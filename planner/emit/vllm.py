@@ -6,7 +6,7 @@ from typing import Any
 from costmodels.serving_config import Quant
 from planner.emit.emission import Caveat, Emission
 from planner.emit.serving_files import EngineCommand, serving_emission
-from planner.emit.serving_launch import Pool, ServingLaunch
+from planner.emit.serving_launch import DEVICES_PER_HOST, Pool, ServingLaunch
 from planner.emit.shell import flag
 
 __all__ = ["emit", "engine_arguments", "option_words", "vllm_command"]
@@ -31,18 +31,30 @@ def vllm_command(launch: ServingLaunch, pool: Pool) -> EngineCommand:
         lines.append(flag("--kv-transfer-config", json.dumps(transfer)))
         environment["VLLM_NIXL_SIDE_CHANNEL_HOST"] = "$(hostname -i | cut -d' ' -f1)"
         environment["VLLM_NIXL_SIDE_CHANNEL_PORT"] = "5600"
-    multi = (
-        flag("--nnodes", pool.num_hosts),
-        '--node-rank "$NODE_RANK"',
-        '--master-addr "$LEADER"',
-    )
     return EngineCommand(
         words='vllm serve "$MODEL"',
         arguments=tuple(lines),
         environment=environment,
-        multi_host=multi,
+        multi_host=_several_machines(pool),
         follower_arguments="--headless",
         caveats=caveats,
+    )
+
+
+def _several_machines(pool: Pool) -> tuple[str, ...]:
+    """Return how the machines of one instance find each other: by attention group where groups are whole."""
+    c = pool.config
+    if c.dp > 1 and c.tp * c.pp <= DEVICES_PER_HOST:
+        local = DEVICES_PER_HOST // (c.tp * c.pp)
+        return (
+            flag("--data-parallel-size-local", local),
+            '--data-parallel-address "$LEADER"',
+            f'--data-parallel-start-rank "$((NODE_RANK * {local}))"',
+        )
+    return (
+        flag("--nnodes", pool.num_hosts),
+        '--node-rank "$NODE_RANK"',
+        '--master-addr "$LEADER"',
     )
 
 

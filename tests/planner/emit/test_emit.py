@@ -186,6 +186,17 @@ def test_instances_of_several_machines(tmp_path: Path, target: str, scheduler: s
         assert "kind: LeaderWorkerSet" in emission.files["a100-80gb-tp1-bf16.k8s.yaml"]
 
 
+def test_attention_groups_over_several_machines(tmp_path: Path) -> None:
+    def change(document: dict) -> None:  # type: ignore[type-arg]
+        document["plans"][0]["mix"][0]["config"].update(tp=2, dp=8)
+
+    files = emit_plan(str(changed(tmp_path, "serve-single", change)), "vllm").files
+    script = files["serve-a100-80gb-tp1-bf16.sh"]
+    assert "--data-parallel-size 8\n" in script
+    assert "--data-parallel-size-local 4\n" in script
+    assert '--data-parallel-start-rank "$((NODE_RANK * 4))"' in script
+
+
 def test_power_commands_ride_along(tmp_path: Path, meshwright: Meshwright) -> None:
     power = tmp_path / "power.json"
     made = meshwright("plan", "power", "--plan", plan_path("serve-single"), "-o", power)
