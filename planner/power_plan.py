@@ -125,7 +125,7 @@ def _answer(
         f"the next count tried, {after[0].num_servers}, is not safe" if after else "the most that was tried"
     )
     notes = (
-        f"row: {knee}; servers work one request at a time, so waiting grows faster than with batching",
+        f"row: {knee}; one request at a time per server: waiting grows faster than with batching",
         "row: expected brakes per year extrapolate the tail of the simulated hours",
     )
     return answer, checks, notes
