@@ -28,6 +28,11 @@ def explain(
         if file.kind == "serve":
             _explain_serving(file, json=json)
             return
+        if file.kind == "power":
+            from planner.cli.render_power import print_power_plan
+
+            typer.echo(plan_text(file), nl=False) if json else print_power_plan(file)
+            return
         explanation = explain_training(file)
         if json:
             typer.echo(plan_text(explanation), nl=False)

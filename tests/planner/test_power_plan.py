@@ -171,3 +171,13 @@ def test_amd_devices_get_their_own_tools():
 
 def test_an_empty_request_is_no_row():
     assert PowerRequest().row is None
+
+
+def test_explain_shows_a_power_plan_again(tmp_path):
+    request = tmp_path / "row.yaml"
+    request.write_text("row: {work: training}\n")
+    target = tmp_path / "row.json"
+    assert _run("plan", "power", "--request", str(request), "-o", str(target)).exit_code == 0
+    shown = _run("explain", str(target))
+    assert shown.exit_code == 0
+    assert "ramp" in shown.output
