@@ -142,6 +142,7 @@ class TorchBackend:
     def close(self) -> None:
         """Leave the group of ranks."""
         if self.ranks.num_ranks > 1 and self.torch.distributed.is_initialized():
+            self.barrier()
             self.torch.distributed.destroy_process_group()
 
     def prepare(self, kind: str, shape: Mapping[str, float], dtype: str) -> Call:

@@ -1,6 +1,7 @@
 """One rank of a local measurement: reads its order, measures with the others, the first one answers."""
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -38,6 +39,9 @@ def work(order: Path) -> None:
 if __name__ == "__main__":
     try:
         work(Path(sys.argv[1]))
+        sys.stderr.flush()
+        # Threads of a communication library that still run can abort an interpreter that unloads; all is done.
+        os._exit(0)
     except PlannerError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)
