@@ -45,7 +45,8 @@ COVERAGE = 0.92
 Z90 = 1.645
 MIN_RUNS_FOR_SIGMA = 8
 UNSEEN_WIDER = 1.8
-"""Widening of the interval of a stack that was never measured: with whole sources left out, errors spread about
+"""Widening of the interval of a stack that was never measured: with whole sources left out, errors spread
+about
 this much wider than with groups left out (benchmarks/training_accuracy.py)."""
 
 

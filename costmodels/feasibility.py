@@ -9,7 +9,10 @@ Floats = npt.NDArray[np.float64]
 
 
 def normal_cdf(z: Floats) -> Floats:
-    """Return the standard normal distribution function (Abramowitz and Stegun 26.2.17, error below 7.5e-8)."""
+    """Return the standard normal distribution function.
+
+    Abramowitz and Stegun 26.2.17, error below 7.5e-8.
+    """
     t = 1.0 / (1.0 + 0.2316419 * np.abs(z))
     series = 0.319381530 + t * (-0.356563782 + t * (1.781477937 + t * (-1.821255978 + t * 1.330274429)))
     tail = np.exp(-0.5 * z * z) / np.sqrt(2.0 * np.pi) * t * series

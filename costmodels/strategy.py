@@ -25,7 +25,10 @@ class Recompute(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Strategy:
-    """One way to lay a training job over devices. The world is tp * cp * pp * dp; ep divides dp * cp * tp / etp."""
+    """One way to lay a training job over devices.
+
+    The world is ``tp * cp * pp * dp``; ep divides ``dp * cp * tp / etp``.
+    """
 
     tp: int = 1
     """Tensor-parallel degree."""

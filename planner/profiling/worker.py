@@ -40,7 +40,7 @@ if __name__ == "__main__":
     try:
         work(Path(sys.argv[1]))
         sys.stderr.flush()
-        # Threads of a communication library that still run can abort an interpreter that unloads; all is done.
+        # Threads of a communication library that still run can abort an interpreter that unloads.
         os._exit(0)
     except PlannerError as error:
         sys.stderr.write(f"error: {error}\n")

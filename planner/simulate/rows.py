@@ -1,7 +1,8 @@
 """A row of inference servers, second by second: arrivals, two classes, a power controller with delays.
 
 Every server works one request at a time, first its prompt (hot), then its tokens (cooler); arrivals follow
-the hour of the day. The controller sees the row's power late (telemetry), acts later still (out of band), and as
+the hour of the day. The controller sees the row's power late (telemetry), acts later still (out of band),
+and as
 a last resort brakes every device. Many rows run side by side as columns: other counts, seeds and policies.
 """
 

@@ -51,7 +51,8 @@ def test_clients_come_from_the_tag_first():
 
 def test_split_rows_keep_given_workers_and_guess_missing_ones():
     split = ROW | {
-        "mode": "disagg", "model_path": "deepseek-ai/DeepSeek-R1", "prefill_tp_size": "4", "decode_tp_size": "8",
+        "mode": "disagg", "model_path": "deepseek-ai/DeepSeek-R1",
+        "prefill_tp_size": "4", "decode_tp_size": "8",
         "source_tag": "silicon_concurrency=28",
     }  # fmt: skip
     guessed = run_of_row(split)
