@@ -79,6 +79,10 @@ def chunks_in_flight(
     return flight
 
 
+_BLOCK_ROWS = 16_384
+"""Rows costed at once, so that the columns in flight stay in the processor's cache."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _States:
     weights: Floats
@@ -231,14 +235,19 @@ def peak_memory(job: TrainingJob, configs: ConfigTable, stack: Stack) -> MemoryT
     columns = [getattr(configs, f.name) for f in fields(configs) if not f.name.startswith("overlap")]
     keys = Keys.of(*columns)
     table = configs.take(keys.first)
+    starts = range(0, max(len(table), 1), _BLOCK_ROWS)
+    blocks = [_fullest(job, table.take(slice(s, s + _BLOCK_ROWS)), stack) for s in starts]
+    whole = {f.name: np.concatenate([getattr(b, f.name) for b in blocks]) for f in fields(MemoryTable)}
+    return MemoryTable(**whole).take(keys.inverse)
+
+
+def _fullest(job: TrainingJob, table: ConfigTable, stack: Stack) -> MemoryTable:
+    """Return the memory of the fuller of first and last rank."""
     c = memory_coefficients(stack.name)
     first = stage_memory(job, table, stack, np.zeros_like(table.pp), c)
     last = stage_memory(job, table, stack, table.pp - 1, c)
     worse = last.peak_bytes > first.peak_bytes
-    worst = MemoryTable(
-        **{
-            f.name: np.where(worse, getattr(last, f.name), getattr(first, f.name))
-            for f in fields(MemoryTable)
-        }
-    )
-    return worst.take(keys.inverse)
+    worst = {
+        f.name: np.where(worse, getattr(last, f.name), getattr(first, f.name)) for f in fields(MemoryTable)
+    }
+    return MemoryTable(**worst)

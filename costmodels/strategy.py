@@ -117,8 +117,8 @@ class ConfigTable:
             }
         )
 
-    def take(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> ConfigTable:
-        """Return the chosen rows (indices or a mask), in that order."""
+    def take(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_] | slice) -> ConfigTable:
+        """Return the chosen rows (indices, a mask or a slice), in that order."""
         return ConfigTable(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
     def strategy(self, row: int) -> Strategy:
