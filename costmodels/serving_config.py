@@ -11,11 +11,10 @@ from dataclasses import asdict, dataclass, fields
 from enum import IntEnum
 
 import numpy as np
-import numpy.typing as npt
+
+from costmodels.column_table import ColumnTable, Ints
 
 __all__ = ["Quant", "ServingConfig", "ServingTable"]
-
-Ints = npt.NDArray[np.int64]
 
 
 class Quant(IntEnum):
@@ -92,7 +91,7 @@ class ServingConfig:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ServingTable:
+class ServingTable(ColumnTable):
     """Equal-length columns, one row per configuration; column names are the fields of `ServingConfig`."""
 
     tp: Ints
@@ -108,15 +107,6 @@ class ServingTable:
     chunked: Ints
     draft_tokens: Ints
 
-    def __post_init__(self) -> None:
-        lengths = {getattr(self, f.name).shape for f in fields(self)}
-        if len(lengths) != 1:
-            message = f"columns differ in length: {sorted(lengths)}"
-            raise ValueError(message)
-
-    def __len__(self) -> int:
-        return len(self.tp)
-
     @property
     def num_devices(self) -> Ints:
         """Devices of one instance. shape (rows,)"""
@@ -131,28 +121,12 @@ class ServingTable:
     @classmethod
     def from_configs(cls, configs: list[ServingConfig]) -> ServingTable:
         """Return a table with one row per configuration, in order."""
-        rows = [asdict(c) for c in configs]
-        return cls(**{f.name: np.array([int(r[f.name]) for r in rows], dtype=np.int64) for f in fields(cls)})
+        return cls._from_rows([asdict(c) for c in configs])
 
     @classmethod
     def from_columns(cls, **columns: Ints | int) -> ServingTable:
         """Return a table from columns or scalars, filled up with the defaults of `ServingConfig`."""
-        defaults = asdict(ServingConfig())
-        unknown = sorted(set(columns) - set(defaults))
-        if unknown:
-            message = f"no column of a ServingTable is called {', '.join(unknown)}"
-            raise ValueError(message)
-        arrays = np.broadcast_arrays(*(np.asarray(columns.get(n, int(v))) for n, v in defaults.items()))
-        return cls(
-            **{
-                n: np.ascontiguousarray(a.ravel(), dtype=np.int64)
-                for n, a in zip(defaults, arrays, strict=True)
-            }
-        )
-
-    def take(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> ServingTable:
-        """Return the chosen rows (indices or a mask), in that order."""
-        return ServingTable(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+        return cls._from_columns(columns, asdict(ServingConfig()))
 
     def repeat(self, times: int) -> ServingTable:
         """Return every row `times` times, in blocks of equal rows."""

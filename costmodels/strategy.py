@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from enum import IntEnum
 
-import numpy as np
-import numpy.typing as npt
+from costmodels.column_table import ColumnTable, Ints
 
 __all__ = ["ConfigTable", "Recompute", "Strategy"]
-
-Ints = npt.NDArray[np.int64]
 
 
 class Recompute(IntEnum):
@@ -68,7 +65,7 @@ class Strategy:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ConfigTable:
+class ConfigTable(ColumnTable):
     """Equal-length columns, one row per strategy; column names are the fields of `Strategy`."""
 
     tp: Ints
@@ -88,38 +85,15 @@ class ConfigTable:
     overlap_tp: Ints
     overlap_pp: Ints
 
-    def __post_init__(self) -> None:
-        lengths = {getattr(self, f.name).shape for f in fields(self)}
-        if len(lengths) != 1:
-            message = f"columns differ in length: {sorted(lengths)}"
-            raise ValueError(message)
-
-    def __len__(self) -> int:
-        return len(self.tp)
-
     @classmethod
     def from_strategies(cls, strategies: list[Strategy]) -> ConfigTable:
         """Return a table with one row per strategy, in order."""
-        rows = [asdict(s) for s in strategies]
-        return cls(**{f.name: np.array([int(r[f.name]) for r in rows], dtype=np.int64) for f in fields(cls)})
+        return cls._from_rows([asdict(s) for s in strategies])
 
     @classmethod
     def from_columns(cls, **columns: Ints | int) -> ConfigTable:
         """Return a table from columns or scalars, filled up with the defaults of `Strategy`."""
-        defaults = asdict(Strategy())
-        arrays = np.broadcast_arrays(
-            *(np.asarray(columns.get(f.name, int(defaults[f.name]))) for f in fields(cls))
-        )
-        return cls(
-            **{
-                f.name: np.ascontiguousarray(a.ravel(), dtype=np.int64)
-                for f, a in zip(fields(cls), arrays, strict=True)
-            }
-        )
-
-    def take(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_] | slice) -> ConfigTable:
-        """Return the chosen rows (indices, a mask or a slice), in that order."""
-        return ConfigTable(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+        return cls._from_columns(columns, asdict(Strategy()))
 
     def strategy(self, row: int) -> Strategy:
         """Return one row as a `Strategy`."""
