@@ -103,11 +103,6 @@ class CostTable:
         return {n.removesuffix("_s"): getattr(self, n) for n in names}
 
     @property
-    def analytic_s(self) -> Floats:
-        """Step time before the learned correction."""
-        return self.step_s - self.correction_s
-
-    @property
     def step_s(self) -> Floats:
         """Time of one optimizer step."""
         total: Floats = np.sum(list(self.time_parts().values()), axis=0)

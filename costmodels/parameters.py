@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from costmodels.graph import Embedding, Experts, Matmul, ModelGraph, Operator, Split
+from costmodels.graph import Experts, Matmul, ModelGraph, Operator, Split
 
 __all__ = ["RankParameters", "rank_parameters"]
 
@@ -73,8 +73,3 @@ def rank_parameters(model: ModelGraph, tp: Ints, pp: Ints, ep: Ints, etp: Ints, 
         layers_max=np.ceil(model.num_layers / chunks) * vpp,
         layers_mean=model.num_layers / pp.astype(np.float64),
     )
-
-
-def embedding_rows(model: ModelGraph) -> int:
-    """Return the rows of the token table, zero where the model has none."""
-    return next((op.num_rows for op in model.inputs if isinstance(op, Embedding)), 0)
