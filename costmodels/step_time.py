@@ -24,6 +24,7 @@ _UNFUSED_NORM_PASSES = 8.0
 """Traffic of an RMS norm written with tensor operations in fp32 over that of one fused kernel: widen,
 square, mean,
 scale, narrow and weight are passes of their own (counted in bytes, about 36 against 4 per element)."""
+_NO_TIME_S = 1e-30
 _OVERLAPPED_SEND_FRAC = 0.3
 """Part of a stage-to-stage send that stays visible when the schedule overlaps it (assumed)."""
 
@@ -75,7 +76,7 @@ def _join(device_s: Floats, host_s: Floats) -> Floats:
     """Return the smooth maximum of two times."""
     high = np.maximum(device_s, host_s)
     low = np.minimum(device_s, host_s)
-    return high * (1.0 + (low / np.maximum(high, 1e-30)) ** _JOIN_POWER) ** (1.0 / _JOIN_POWER)
+    return high * (1.0 + (low / np.maximum(high, _NO_TIME_S)) ** _JOIN_POWER) ** (1.0 / _JOIN_POWER)
 
 
 def _attention_s(inputs: StepInputs, stack: Stack) -> tuple[Floats, Floats]:
@@ -176,8 +177,11 @@ def step_parts(inputs: StepInputs, stack: Stack) -> StepParts:
     layers = inputs.layers_max
     pace = stack.host_s_per_microbatch
     body = layers * layer.total_s
-    # The stage with the head sets the pace; on one stage everything runs in turn.
-    slowest = body + pace + head + np.where(single, embed, 0.0)
+    # The stage with the head sets the pace, by what its head takes longer than the layer that it may lack;
+    # on one stage everything runs in turn.
+    spared = np.minimum(inputs.pp * (layers - inputs.layers_mean), 1.0) * layer.total_s
+    ahead = np.maximum(head - spared, 0.0) / np.maximum(head, _NO_TIME_S)
+    slowest = body + pace + head * ahead + np.where(single, embed, 0.0)
     whole = inputs.pp * (inputs.layers_mean * layer.total_s + pace) + head + embed
     micro = inputs.num_micro
     sends = 2.0 * inputs.vpp * inputs.p2p_s * stack.comm
@@ -186,11 +190,11 @@ def step_parts(inputs: StepInputs, stack: Stack) -> StepParts:
     bubble = np.maximum(whole - slowest, 0.0) / inputs.vpp
     if stack.ranks_per_processor > 1.0:
         bubble = bubble * _shared_bubble_frac(inputs.pp, micro, stack.ranks_per_processor)
-    window_bwd = layers * (layer.bwd_s + layer.again_s) + head_bwd
+    window_bwd = layers * (layer.bwd_s + layer.again_s) + head_bwd * ahead
     dp = _data_parallel_s(inputs, stack, layers * layer.fwd_s, window_bwd)
     return StepParts(
-        forward_s=micro * (layers * layer.fwd_s + head_fwd + np.where(single, embed, 0.0)),
-        backward_s=micro * (layers * layer.bwd_s + head_bwd + head_vector),
+        forward_s=micro * (layers * layer.fwd_s + head_fwd * ahead + np.where(single, embed, 0.0)),
+        backward_s=micro * (layers * layer.bwd_s + (head_bwd + head_vector) * ahead),
         recompute_s=micro * layers * layer.again_s,
         tp_comm_s=micro * layers * layer.tp_s,
         cp_comm_s=micro * layers * layer.cp_s,

@@ -3,6 +3,7 @@
 from math import isclose
 
 from costmodels.job import TrainingJob
+from costmodels.layer_split import MOST_STAND_INS, chunk_layers
 from costmodels.strategy import Recompute, Strategy
 from hardware.cluster import Cluster
 from planner.plan import Check, Placement, TrainingPrediction
@@ -49,8 +50,9 @@ def _divides(name: str, degree: int, number: int, what: str) -> Check:
 
 def _model_checks(s: Strategy, limits: ModelLimits) -> list[Check]:
     layers, chunks = limits.num_layers, s.pp * s.vpp
-    sizes = [layers // chunks + (1 if i < layers % chunks else 0) for i in range(chunks)]
-    filled = sum(sizes) == layers and min(sizes) > 0 and (s.vpp == 1 or layers % chunks == 0)
+    sizes = chunk_layers(layers, chunks)
+    even = max(sizes) * chunks - layers <= MOST_STAND_INS
+    filled = sum(sizes) == layers and min(sizes) > 0 and (s.vpp == 1 or even)
     checks = [
         Check(
             name="layers-sum-to-the-model",

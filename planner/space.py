@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodels.job import TrainingJob
+from costmodels.layer_split import MOST_STAND_INS
 from costmodels.strategy import ConfigTable, Recompute
 from hardware.levels import Level, LinkKind
 from planner.plan import Excluded
@@ -37,6 +38,9 @@ LEFT_OUT: dict[str, str] = {
 
 _SHARDED_PIPELINES = ("fsdp2", "torchtitan")
 """Stacks whose full sharding composes with pipeline parallelism (torchtitan's documentation of FSDP2)."""
+_STAND_IN_STACKS = ("megatron-core", "megatron-core-26.02", "megatron-core-25.09", "nemo-mlperf")
+"""Stacks that place layers on interleaved chunks freely (Megatron-LM's pipeline layout, and its flags that
+count embedding and loss as layers)."""
 _SCALE_UP = (LinkKind.SWITCH, LinkKind.MESH, LinkKind.TORUS, LinkKind.PCIE)
 _ROWS_PER_CHUNK = 1 << 17
 
@@ -197,10 +201,15 @@ def _with_batches(space: TrainingSpace, table: Columns) -> Columns:
     table = _cross(table, micro_batch=divisors(batch))
     fits = batch // table["dp"] % table["micro_batch"] == 0
     table = space._keep(table, "global-batch-divisible", fits)
-    table = _cross(table, vpp=divisors(layers))
+    most = MOST_STAND_INS if space.job.stack in _STAND_IN_STACKS else 0
+    table = _cross(table, vpp=sorted({d for n in range(most + 1) for d in divisors(layers + n)}))
     table = _only(table, (table["vpp"] == 1) | (table["pp"] > 1))
-    even = (table["vpp"] == 1) | (layers % (table["pp"] * table["vpp"]) == 0)
+    missing = -layers % (table["pp"] * table["vpp"])
+    even = (table["vpp"] == 1) | (missing <= most)
     table = space._keep(table, "even-layers-for-interleaving", even)
+    chunks = table["pp"] * table["vpp"]
+    filled = (table["vpp"] == 1) | (layers % chunks == 0) | (layers > chunks)
+    table = space._keep(table, "layers-per-stage", filled)
     rounds = batch // (table["dp"] * table["micro_batch"]) % table["pp"] == 0
     legal = (table["vpp"] == 1) | rounds
     table = space._keep(table, "microbatches-multiple-of-pp-for-interleaving", legal)

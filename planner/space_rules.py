@@ -12,7 +12,8 @@ RULES: dict[str, str] = {
     "tp-divides-kv-heads": "the tensor-parallel degree divides the key-value heads, or is a multiple of them",
     "tp-divides-features": "the tensor-parallel degree divides the features of every split layer",
     "layers-per-stage": "every pipeline stage (and model chunk) holds at least one layer",
-    "even-layers-for-interleaving": "interleaving needs the same number of layers in every model chunk",
+    "even-layers-for-interleaving": "interleaving needs the same number of layers in every model chunk; "
+    "embedding and head may stand in for one layer each where the stack can place them so",
     "cp-splits-the-sequence": "a sequence is cut into 2 x cp equal pieces, so that causal work is balanced",
     "cp-needs-causal-attention": "context parallelism needs a decoder whose every mixer is attention",
     "global-batch-divisible": "replicas times micro-batch divides the global batch",

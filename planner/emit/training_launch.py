@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from costmodels.layer_split import chunk_layers
 from costmodels.strategy import Strategy
 from hardware.cluster import Cluster
 from hardware.errors import InputError, OutOfDomainError
@@ -138,8 +139,7 @@ def _stage_layers(plan: TrainingPlan, num_layers: int) -> tuple[int, ...]:
         raise OutOfDomainError(message)
     if plan.stages:
         return tuple(stage.num_layers for stage in plan.stages)
-    chunks = plan.strategy.pp * plan.strategy.vpp
-    return tuple(num_layers // chunks + (1 if i < num_layers % chunks else 0) for i in range(chunks))
+    return chunk_layers(num_layers, plan.strategy.pp * plan.strategy.vpp)
 
 
 def _hosts(

@@ -45,7 +45,7 @@ MUTATIONS = [
     ("gpt3", "megatron-lm", None, "ranks.tsv", "9\tdgx-a100-1\t1", "9\tdgx-a100-2\t1"),
     ("gpt3", "megatron-lm", None, "hosts.txt", "dgx-a100-1\n", ""),
     ("gpt3", "megatron-lm", None, "plan.json", '"pp": 8', '"pp":  8'),
-    ("uneven", "megatron-lm", None, "train.sh", "Et*6|t*6", "Et*7|t*6"),
+    ("uneven", "megatron-lm", None, "train.sh", "Et*5|t*6", "Et*7|t*6"),
     ("uneven", "megatron-lm", None, "train.sh", "--recompute-method block", "--recompute-method blocks"),
     ("uneven", "megatron-lm", None, "train.sh", "--fp8-recipe delayed", "--fp8-recipe late"),
     ("mixtral", "megatron-lm", None, "train.sh", "--expert-model-parallel-size 8", "--expert-model-parallel-size 3"),
