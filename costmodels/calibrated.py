@@ -7,18 +7,16 @@ shipped answer in force there.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from costmodels.collective_curves import Technology
+from costmodels.in_force import in_force, standing_in
 from costmodels.kernels_machine import Family, Floats, Format
 from costmodels.kernels_surface import Surface
-
-if TYPE_CHECKING:
-    from costmodels.collective_curves import Technology
-    from costmodels.stacks import Stack
+from costmodels.stacks import Stack
 
 __all__ = ["Calibration", "KernelCalibration", "MemoryCurve", "current", "using"]
 
@@ -79,17 +77,18 @@ class Calibration:
     """Name of the device that it describes."""
     sha256: str
     kernels: KernelCalibration
-    technologies: Mapping[str, "Technology"] = field(default_factory=dict)
-    stacks: Mapping[str, "Stack"] = field(default_factory=dict)
+    technologies: Mapping[str, Technology] = field(default_factory=dict)
+    stacks: Mapping[str, Stack] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=dict)
 
 
-_CURRENT: ContextVar[Calibration | None] = ContextVar("calibration", default=None)
+_ONLY = ""
+"""Name of the one calibration in force among the values that stand in."""
 
 
 def current() -> Calibration | None:
     """Return the calibration in force, None outside any `using`."""
-    return _CURRENT.get()
+    return in_force(Calibration, _ONLY)
 
 
 @contextmanager
@@ -98,8 +97,8 @@ def using(calibration: Calibration | None) -> Iterator[None]:
     if calibration is None:
         yield
         return
-    token = _CURRENT.set(calibration)
-    try:
+    values: dict[tuple[type, str], Any] = {(Calibration, _ONLY): calibration}
+    values |= {(Technology, name): found for name, found in calibration.technologies.items()}
+    values |= {(Stack, name): found for name, found in calibration.stacks.items()}
+    with standing_in(values):
         yield
-    finally:
-        _CURRENT.reset(token)

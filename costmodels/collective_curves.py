@@ -18,7 +18,7 @@ from importlib.resources import files
 import numpy as np
 import numpy.typing as npt
 
-from costmodels.calibrated import current
+from costmodels.in_force import in_force
 from hardware.errors import SpecError
 
 __all__ = ["Curve", "NetworkTraits", "Technology", "find_technology", "fit_curve", "traffic_factor"]
@@ -144,9 +144,9 @@ def _technologies() -> dict[str, Technology]:
 
 def find_technology(name: str) -> Technology:
     """Return the technology of that name; an unknown one gets generic traits and `known` False."""
-    calibration = current()
-    if calibration is not None and name in calibration.technologies:
-        return calibration.technologies[name]
+    measured = in_force(Technology, name)
+    if measured is not None:
+        return measured
     table = _technologies()
     return table.get(name, table["generic"])
 

@@ -13,7 +13,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from costmodels.calibrated import current
+from costmodels.in_force import in_force
 from hardware.errors import UnknownNameError
 
 __all__ = ["FITTED", "Stack", "find_stack", "stack_names"]
@@ -163,10 +163,8 @@ def find_stack(name: str, *, fitted: bool = True) -> Stack:
     UnknownNameError
         if there is none; suggests near names.
     """
-    calibration = current()
-    if calibration is not None and fitted and name in calibration.stacks:
-        return calibration.stacks[name]
-    return _shipped_stack(name, fitted)
+    measured = in_force(Stack, name) if fitted else None
+    return _shipped_stack(name, fitted) if measured is None else measured
 
 
 @cache

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from hardware.catalog import find_device
 from hardware.errors import InputError, UnknownNameError
-from planner.profiling.backend import BACKENDS, make_backend
+from planner.profiling.backend import BACKENDS
+from planner.profiling.backends import make_backend
 from planner.profiling.device_name import filed_under
 from planner.profiling.launch import measure_locally
 from planner.profiling.ranks import ranks_of

@@ -9,12 +9,10 @@ Ranks are numbered with tensor parallelism innermost, then data, then pipeline p
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from hardware.errors import InputError, OutOfDomainError
-
-if TYPE_CHECKING:
-    from planner.profiling.torch_backend import TorchBackend
+from planner.profiling.ranks import Ranks
 
 __all__ = ["ReferenceJob", "ReferenceStep"]
 
@@ -59,6 +57,18 @@ class ReferenceJob:
     def of(cls, shape: Mapping[str, float]) -> "ReferenceJob":
         """Return the job that the shape of a sample describes."""
         return cls(**{f.name: int(shape[f.name]) for f in fields(cls)})
+
+
+class TorchRank(Protocol):
+    """What the step needs of the back end that runs it."""
+
+    name: str
+    torch: Any
+    device: Any
+    ranks: Ranks
+
+    def group_of(self, stride: int, degree: int) -> tuple[Any, list[int]]:
+        """Return this rank's group of `degree` ranks that are `stride` apart, and its members."""
 
 
 class _Split:
@@ -108,7 +118,7 @@ class _Split:
 class ReferenceStep:
     """One rank's part of the step; `run` is one whole optimizer step."""
 
-    def __init__(self, backend: "TorchBackend", job: ReferenceJob, dtype: Any) -> None:
+    def __init__(self, backend: TorchRank, job: ReferenceJob, dtype: Any) -> None:
         ranks = backend.ranks
         if job.num_ranks != ranks.num_ranks:
             message = f"the step is laid over {job.num_ranks} ranks, {ranks.num_ranks} run"
@@ -142,7 +152,7 @@ class ReferenceStep:
             shapes += [(h,), (h,), (job.vocab // job.tp, h)]
         return shapes
 
-    def _parameters(self, backend: "TorchBackend") -> None:
+    def _parameters(self, backend: TorchRank) -> None:
         """Lay all weights, and all gradients, into one buffer each, as frameworks do."""
         torch, shapes = self.torch, self._shapes()
         sizes = [int(torch.Size(s).numel()) for s in shapes]

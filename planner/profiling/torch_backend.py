@@ -13,6 +13,7 @@ from typing import Any
 from hardware.errors import InputError
 from planner.profiling.backend import Call, KernelFailedError, processor_name, storage_call
 from planner.profiling.ranks import Ranks
+from planner.profiling.reference_step import ReferenceJob, ReferenceStep
 
 __all__ = ["TorchBackend", "import_torch"]
 
@@ -251,8 +252,6 @@ class TorchBackend:
         return (lambda: here.copy_(host)) if to_device else (lambda: host.copy_(here))
 
     def _step(self, s: Mapping[str, float], dtype: Any, size: int) -> Call:
-        from planner.profiling.reference_step import ReferenceJob, ReferenceStep
-
         return ReferenceStep(self, ReferenceJob.of(s), dtype).run
 
     def group_of(self, stride: int, degree: int) -> tuple[Any, list[int]]:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from hardware.errors import PlannerError
-from planner.profiling.backend import make_backend
+from planner.profiling.backends import make_backend
 from planner.profiling.ranks import ranks_of
 from planner.profiling.run import run_profile, stderr_of
 from planner.profiling.tasks import Task

@@ -5,9 +5,11 @@ import pytest
 
 from costmodels.samples import read_samples
 from hardware.errors import InputError, OutOfDomainError, SpecError
-from planner.profiling.backend import KernelFailedError, NumpyBackend, make_backend
+from planner.profiling.backend import KernelFailedError
+from planner.profiling.backends import make_backend
 from planner.profiling.device_name import catalogue_device, filed_under
 from planner.profiling.launch import run_ranks
+from planner.profiling.numpy_backend import NumpyBackend
 from planner.profiling.ranks import Ranks, ranks_of
 from planner.profiling.reference_step import ReferenceJob
 from planner.profiling.run import run_profile
