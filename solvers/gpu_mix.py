@@ -20,7 +20,7 @@ or power.
 """
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,8 @@ Ints = npt.NDArray[np.int64]
 
 _LOAD_TOLERANCE = 1e-6
 _MERGE_DIGITS = 12
+_NEAR_FRAC = 0.1
+_MANY_SHARES = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -120,7 +122,15 @@ def solve_mix(
     whole = problem.num_slices is not None
     merged, groups = (problem, np.arange(len(problem.bucket_names))) if whole else _merge_buckets(problem)
     program, layout = _program(merged)
-    outcome = solve_program(program, solver=solver, time_limit_s=time_limit_s, rel_gap=rel_gap)
+    known = None if whole else _known_cost(merged, solver, time_limit_s, rel_gap)
+    outcome = solve_program(
+        program,
+        solver=solver,
+        time_limit_s=time_limit_s,
+        rel_gap=rel_gap,
+        sub_mips=known is None,
+        known_objective=known,
+    )
     wall_s = time.monotonic() - started
     if outcome.solution is None:
         return Outcome(status=outcome.status, bound=outcome.bound, wall_s=wall_s, conflict=outcome.conflict)
@@ -147,6 +157,22 @@ def solve_mix(
         bound=bound,
         wall_s=time.monotonic() - started,
     )
+
+
+def _known_cost(problem: MixProblem, solver: str, time_limit_s: float | None, rel_gap: float) -> float | None:
+    """Return the cost of a good mix in which buckets go to nearly their cheapest items; None for small ones.
+
+    Such a mix is found at once, and whatever is dearer need not be looked at in the whole problem.
+    """
+    dollars = problem.load * problem.usd_per_hour[:, None]
+    near = dollars <= (1.0 + _NEAR_FRAC) * dollars.min(axis=0)
+    if np.isfinite(dollars).sum() < _MANY_SHARES or near.sum() > np.isfinite(dollars).sum() / 2:
+        return None
+    program, _ = _program(replace(problem, load=np.where(near, problem.load, np.inf)))
+    limit = None if time_limit_s is None else time_limit_s / 4.0
+    return solve_program(
+        program, solver=solver, time_limit_s=limit, rel_gap=rel_gap, explain=False, sub_mips=False
+    ).objective
 
 
 def check_mix(problem: MixProblem, solution: MixSolution) -> list[str]:

@@ -33,6 +33,16 @@ Floats = npt.NDArray[np.float64]
 _ROW_TOLERANCE = 1e-7
 """Relative to the sum of a row's absolute terms; a hundred times what HiGHS is asked to keep."""
 
+_KNOWN_MARGIN = 1e-6
+"""A known answer must stay inside the bound that it sets."""
+
+_SUB_MIPS = (
+    "mip_heuristic_run_rins",
+    "mip_heuristic_run_rens",
+    "mip_heuristic_run_root_reduced_cost",
+    "mip_allow_restart",
+)
+
 _ALIASES = {
     "cbc": "PULP_CBC_CMD",
     "coin": "COIN_CMD",
@@ -59,6 +69,8 @@ def solve_program(
     rel_gap: float = 1e-6,
     seed: int = 0,
     explain: bool = True,
+    sub_mips: bool = True,
+    known_objective: float | None = None,
 ) -> Outcome[Floats]:
     """Return the best column values found, with the solver's bound, re-checked against the program.
 
@@ -68,6 +80,9 @@ def solve_program(
     time_limit_s : stop then with the best answer so far; None is no limit. [s]
     rel_gap : accept an integer answer this close to the bound.
     explain : on infeasibility, spend further solves to name the conflicting rows.
+    sub_mips : let HiGHS look for answers by smaller programs of its own and restart; off is faster where a
+        good answer is known, or comes by itself.
+    known_objective : of a solution that is known to exist: HiGHS looks for nothing dearer.
 
     Raises
     ------
@@ -80,7 +95,9 @@ def solve_program(
     empty = [n for n, lo, up in zip(program.column_names, *program.integer_range, strict=True) if lo > up]
     if empty:
         return Outcome(status=Status.INFEASIBLE, conflict=tuple(f"bounds of {n}" for n in empty))
-    raw = _run(program, solver, time_limit_s, rel_gap, seed)
+    raw = _run(program, solver, time_limit_s, rel_gap, seed, sub_mips=sub_mips, known=known_objective)
+    if known_objective is not None and raw.values is None:
+        raw = _run(program, solver, time_limit_s, rel_gap, seed, sub_mips=sub_mips)
     if raw.status is Status.INFEASIBLE:
         free = replace(program, cost=np.zeros_like(program.cost))
         if program.cost.any() and _run(free, solver, time_limit_s, rel_gap, seed).values is not None:
@@ -131,13 +148,25 @@ def _holds(program: Program, values: Floats) -> bool:
     )
 
 
-def _run(program: Program, solver: str, time_limit_s: float | None, rel_gap: float, seed: int) -> _Raw:
+def _run(
+    program: Program,
+    solver: str,
+    time_limit_s: float | None,
+    rel_gap: float,
+    seed: int,
+    *,
+    sub_mips: bool = True,
+    known: float | None = None,
+) -> _Raw:
     """Return what the solver says of the scaled program, in the program's own units."""
     import pulp
 
     scaled, column_scale, cost_scale = scale_program(program)
     problem, columns = _pulp_problem(scaled)
-    backend = _backend(solver, time_limit_s, rel_gap, seed)
+    options: dict[str, object] = {} if sub_mips else dict.fromkeys(_SUB_MIPS, False)
+    if known is not None:
+        options["objective_bound"] = (known + _KNOWN_MARGIN * abs(known)) * cost_scale
+    backend = _backend(solver, time_limit_s, rel_gap, seed, options)
     problem.solve(backend)
     status = {
         pulp.LpSolutionOptimal: Status.OPTIMAL,
@@ -184,7 +213,9 @@ def _pulp_problem(program: Program) -> tuple[Any, list[Any]]:
     return problem, columns
 
 
-def _backend(solver: str, time_limit_s: float | None, rel_gap: float, seed: int) -> Any:
+def _backend(
+    solver: str, time_limit_s: float | None, rel_gap: float, seed: int, highs_options: dict[str, object]
+) -> Any:
     """Return PuLP's object for the named solver, with the options that it understands."""
     import inspect
 
@@ -200,6 +231,7 @@ def _backend(solver: str, time_limit_s: float | None, rel_gap: float, seed: int)
             dual_feasibility_tolerance=1e-9,
             mip_feasibility_tolerance=1e-9,
             random_seed=seed,
+            **highs_options,
         )
     known = {name.lower(): name for name in pulp.listSolvers()}
     name = _ALIASES.get(solver.lower()) or known.get(solver.lower())

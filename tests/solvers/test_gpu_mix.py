@@ -99,3 +99,17 @@ def test_zero_price_is_refused():
 def test_tiny_coefficients_keep_the_optimum():
     load = np.array([[3e-7, 5e-4, 2e-7], [4e-7, 2e-4, 1e-7]])
     assert solve_mix(problem(load, [6.5, 20.5])).unwrap().count.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_known_cost_of_a_nearby_mix_keeps_the_optimum(seed, monkeypatch):
+    rng = np.random.default_rng(seed)
+    cost = rng.uniform(0.3, 8.0, 6)
+    load = rng.lognormal(0.0, 0.7, (6, 200)) * rng.lognormal(-2.0, 1.0, 200) / cost[:, None]
+    limits = () if seed % 2 else (Limit(name="stock", per_instance=np.eye(6)[0], total=2.0),)
+    quick = solve_mix(problem(load, cost, limits=limits))
+    monkeypatch.setattr("solvers.gpu_mix._MANY_SHARES", 10**9)
+    plain = solve_mix(problem(load, cost, limits=limits))
+    assert quick.status is plain.status is Status.OPTIMAL
+    assert quick.objective == pytest.approx(plain.objective, rel=2e-6)
+    assert quick.bound == pytest.approx(plain.bound, rel=2e-6)

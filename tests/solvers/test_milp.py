@@ -163,3 +163,10 @@ def test_builder_rejects_a_repeated_name():
     builder.column("x")
     with pytest.raises(ValueError, match="column names must differ"):
         builder.build()
+
+
+@pytest.mark.parametrize("known", [-9.0, -5.0])
+def test_known_objective_right_or_wrong_leaves_the_optimum(known):
+    program = knapsack([5.0, 4.0, 3.0], [2.0, 3.0, 1.0], 5.0)
+    assert solve_program(program, known_objective=known, sub_mips=False).objective == pytest.approx(-9.0)
+    assert solve_program(program, known_objective=-50.0).objective == pytest.approx(-9.0)
