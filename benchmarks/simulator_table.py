@@ -29,7 +29,7 @@ from costmodels.traces import Trace, read_trace
 from planner.simulate.core import simulate
 from planner.simulate.fleet import EngineSpec, Fleet, Pool
 from planner.simulate.fleet_file import EngineEntry, FleetFile, PoolEntry, fleet_from_file
-from planner.simulate.goodput import find_goodput, meets, rate_bound_per_s
+from planner.simulate.goodput import EngineCount, fewest_engines, find_goodput
 from planner.simulate.layer_profile import read_layer_profile
 from planner.simulate.outcome import latencies
 from planner.simulate.profiled_engine import measured_timer
@@ -300,42 +300,27 @@ def plans(shared: Path, _: Path) -> None:
     per_pool = Parallel(n_jobs=2)(delayed(smallest_counts)(pool, counts, rates, trace, slo) for pool in bases)
     found = [answer for answers in per_pool for answer in answers]
     wall = time.perf_counter() - start_wall
-    pruned, ran = sum(f[1] for f in found), sum(f[2] for f in found)
+    pruned, ran = sum(f.num_pruned for f, _ in found), sum(f.num_simulated for f, _ in found)
     total = len(bases) * len(rates) * len(counts)
     report(
         f"{len(bases) * len(counts)} fleets x 3 rates x {len(trace)} requests, 2 processes",
-        f"{sum(f[3] for f in found):.0f} CPU-s, {wall:.0f} s wall",
+        f"{sum(cpu_s for _, cpu_s in found):.0f} CPU-s, {wall:.0f} s wall",
         "hours",
         "< 60 s on 2 cores",
     )
-    print(f"      {pruned} pruned by the bound, {total - pruned - ran} by a smaller fleet, {ran} simulated")
+    rest = total - pruned - ran
+    print(f"      {pruned} pruned by the bound, {rest} by a smaller fleet that holds, {ran} simulated")
 
 
 def smallest_counts(
     pool: Pool, counts: tuple[int, ...], rates: tuple[float, ...], trace: Trace, slo: Slo
-) -> list[tuple[int | None, int, int, float]]:
-    """Return `smallest_count` at each rate; one process keeps a pool's iteration times."""
-    return [smallest_count(pool, counts, trace.scaled(rate), slo) for rate in rates]
-
-
-def smallest_count(
-    pool: Pool, counts: tuple[int, ...], trace: Trace, slo: Slo
-) -> tuple[int | None, int, int, float]:
-    """Return the fewest engines that keep the targets; counts pruned and simulated, and the CPU time."""
-    start = time.process_time()
-    fleets = [Fleet(pools=(replace(pool, count=count),)) for count in counts]
-    able = [i for i, f in enumerate(fleets) if rate_bound_per_s(f, trace, slo) >= trace.rate_per_s]
-    low, high, ran = min(able, default=len(counts)), len(counts), 0
-    # More engines never do worse, so the first count that keeps the targets is found by halving.
-    while low < high:
-        middle = (low + high) // 2
-        ran += 1
-        if meets(fleets[middle], trace, slo)[0]:
-            high = middle
-        else:
-            low = middle + 1
-    best = counts[low] if low < len(counts) else None
-    return best, len(counts) - len(able), ran, time.process_time() - start
+) -> list[tuple[EngineCount, float]]:
+    """Return the fewest engines at each rate and the CPU time; one process keeps a pool's iteration times."""
+    found = []
+    for rate in rates:
+        start = time.process_time()
+        found.append((fewest_engines(pool, counts, trace.scaled(rate), slo), time.process_time() - start))
+    return found
 
 
 PARTS = {

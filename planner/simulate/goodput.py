@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hardware.errors import InputError
 from planner.simulate.core import simulate_unless
+from planner.simulate.fleet import Fleet
 from planner.simulate.outcome import Measurement, latencies
-from planner.simulate.settings import Role
+from planner.simulate.rate_bound import can_keep_pace, rate_bound_per_s
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,10 +26,19 @@ if TYPE_CHECKING:
     from costmodels.job import Slo
     from costmodels.traces import Trace
     from planner.simulate.core import GiveUp
-    from planner.simulate.fleet import EngineSpec, Fleet
+    from planner.simulate.fleet import Pool
     from planner.simulate.requests import RequestTable
 
-__all__ = ["Estimate", "Goodput", "check_all", "find_goodput", "meets", "rate_bound_per_s", "replicate"]
+__all__ = [
+    "EngineCount",
+    "Estimate",
+    "Goodput",
+    "check_all",
+    "fewest_engines",
+    "find_goodput",
+    "meets",
+    "replicate",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,47 +62,6 @@ class Estimate:
     low: float
     high: float
     num_replications: int
-
-
-def rate_bound_per_s(fleet: Fleet, trace: Trace, slo: Slo | None = None) -> float:
-    """Return a rate of requests that the fleet cannot pass, from iteration times alone.
-
-    Prompts: each engine's fastest time per prompt token over the trace's mean prompt. Decodes: the tokens per
-    second of the best batch that fits the cache, each sequence with at least its prompt cached; with a target
-    for the time per token, of the batches that keep it.
-    """
-    mean_prompt = float(trace.prompt_tokens.mean())
-    steps = np.maximum(trace.output_tokens - 1, 0)
-    # Of the sequences in a batch at any time, long outputs are there for longer.
-    batch_prompt = float((trace.prompt_tokens * steps).sum() / max(steps.sum(), 1)) or 1.0
-    tpot_s = slo.tpot_s if slo is not None and slo.tpot_s is not None else math.inf
-    rates = {Role.PREFILL: 0.0, Role.DECODE: 0.0, Role.BOTH: 0.0}
-    for pool in fleet.pools:
-        spec = pool.engine
-        engines = pool.num_engines * spec.num_ranks * spec.num_lanes
-        prefill_s = 0.0 if spec.role is Role.DECODE else spec.timer.prompt_bound_s(mean_prompt)
-        decode_s = 0.0
-        if spec.role is not Role.PREFILL:
-            decode_s = float(steps.mean()) * _token_bound_s(spec, batch_prompt, tpot_s)
-        # Both phases may share an iteration, so only the longer of the two is certain.
-        rates[spec.role] += engines / max(prefill_s, decode_s, 1e-12)
-    return rates[Role.BOTH] + min(rates[Role.PREFILL], rates[Role.DECODE])
-
-
-def _token_bound_s(spec: EngineSpec, mean_prompt: float, tpot_s: float) -> float:
-    """Return the least time per token of any decode batch; infinite where none keeps the target."""
-    settings = spec.settings
-    largest = max(
-        1, min(settings.max_seqs // spec.num_lanes, int(spec.kv_tokens / spec.num_lanes / mean_prompt))
-    )
-    step_tokens = settings.speculation.tokens_per_step if settings.speculation else 1.0
-    sizes = sorted({1, largest, *(int(largest * i / 16) for i in range(1, 16))} - {0})
-    best_s = math.inf
-    for size in sizes:
-        time_s = spec.timer.decode_s(size, size * mean_prompt)
-        if time_s / step_tokens <= tpot_s:
-            best_s = min(best_s, time_s / size / step_tokens)
-    return best_s
 
 
 def meets(
@@ -156,18 +125,49 @@ def check_all(
 ) -> list[tuple[bool, float]]:
     """Return `meets` of every fleet with its trace, side by side on all cores (or a joblib backend).
 
-    A fleet whose analytic bound lies below the trace's rate is not simulated.
+    A fleet that cannot keep pace by its analytic bound is not simulated.
     """
     from joblib import Parallel, delayed
 
     answers: list[tuple[bool, float]] = [(False, 0.0)] * len(jobs)
-    open_jobs = [
-        i for i, (fleet, trace) in enumerate(jobs) if rate_bound_per_s(fleet, trace) >= trace.rate_per_s
-    ]
+    open_jobs = [i for i, (fleet, trace) in enumerate(jobs) if can_keep_pace(fleet, trace, slo)]
     found = Parallel(n_jobs=num_jobs)(delayed(meets)(*jobs[i], slo, seed=seed) for i in open_jobs)
     for i, answer in zip(open_jobs, found, strict=True):
         answers[i] = answer
     return answers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineCount:
+    """How many engines of one kind a trace needs."""
+
+    count: int | None
+    """The fewest of the counts asked about that keep the targets; None if none does."""
+    num_pruned: int
+    """Counts that the analytic bound ruled out."""
+    num_simulated: int
+    attainment_frac: float
+    """Share of requests within all targets with that many."""
+
+
+def fewest_engines(
+    pool: Pool, counts: Sequence[int], trace: Trace, slo: Slo, *, seed: int = 0
+) -> EngineCount:
+    """Return the smallest of `counts` with which the pool alone keeps the targets on the trace.
+
+    Counts are tried from the smallest that the analytic bound allows: a run that fails ends early, one that
+    holds is a whole replay, so only one is made. More engines never do worse.
+    """
+    wanted = sorted(counts)
+    fleets = [Fleet(pools=(replace(pool, count=count),)) for count in wanted]
+    first = next((i for i, f in enumerate(fleets) if can_keep_pace(f, trace, slo)), len(fleets))
+    for i in range(first, len(fleets)):
+        kept, share = meets(fleets[i], trace, slo, seed=seed)
+        if kept:
+            return EngineCount(
+                count=wanted[i], num_pruned=first, num_simulated=i - first + 1, attainment_frac=share
+            )
+    return EngineCount(count=None, num_pruned=first, num_simulated=len(fleets) - first, attainment_frac=0.0)
 
 
 def find_goodput(

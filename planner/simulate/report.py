@@ -19,9 +19,10 @@ from planner.simulate.arrivals import make_trace
 from planner.simulate.core import Raw, simulate
 from planner.simulate.fleet import Fleet
 from planner.simulate.fleet_file import read_fleet
-from planner.simulate.goodput import find_goodput, rate_bound_per_s, replicate
+from planner.simulate.goodput import find_goodput, replicate
 from planner.simulate.outcome import Latencies, Measurement, latencies, summary, timeline
 from planner.simulate.plan_fleet import read_plan_fleet
+from planner.simulate.rate_bound import rate_bound_per_s
 
 __all__ = ["Question", "print_summary", "requests_table", "run_question"]
 

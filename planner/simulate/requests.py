@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from costmodels.traces import Trace
     from planner.simulate.settings import Speculation
 
-__all__ = ["RequestTable"]
+__all__ = ["RequestTable", "chains"]
 
 _NEVER = float("inf")
 
@@ -74,7 +74,7 @@ class RequestTable:
         self.engine = [-1] * count
         self.prefill_engine = [-1] * count
         self.swapped = [False] * count
-        self.chain, self.shared_tokens = _chains(trace)
+        self.chain, self.shared_tokens = chains(trace)
         self.given_prefix = trace.prefix_tokens is not None
         self.steps_per_token = _steps_per_token(self.output_tokens, speculation, seed)
 
@@ -97,7 +97,7 @@ class RequestTable:
         self.restarts[request] += 1
 
 
-def _chains(trace: Trace) -> tuple[list[int], list[int]]:
+def chains(trace: Trace) -> tuple[list[int], list[int]]:
     """Return the chain of each request and the leading tokens that its chain already held before it.
 
     Requests of a session share its chain; one that stands alone gets a chain of its own (negative), which

@@ -5,8 +5,9 @@ from costmodels.job import Slo, Traffic
 from hardware.errors import InputError
 from planner.simulate.arrivals import fit_bursts, gamma_gaps, make_trace, sessions_trace
 from planner.simulate.core import simulate
-from planner.simulate.goodput import check_all, find_goodput, meets, rate_bound_per_s, replicate
+from planner.simulate.goodput import check_all, find_goodput, meets, replicate
 from planner.simulate.outcome import Measurement, latencies, summary
+from planner.simulate.rate_bound import rate_bound_per_s
 from planner.simulate.settings import EngineSettings
 from tests.planner.simulate.common import fleet_of, random_trace, spec
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hardware.errors import InfeasibleError, SpecError
 from planner.simulate.core import Raw, simulate
 from planner.simulate.fleet import Failure, Fleet, Link, Pool, Reactive, ScheduledCount
-from planner.simulate.goodput import rate_bound_per_s
 from planner.simulate.outcome import latencies, summary, timeline
+from planner.simulate.rate_bound import rate_bound_per_s
 from planner.simulate.settings import POLICIES, Batching, EngineSettings, Preemption, Role, Speculation
 from tests.planner.simulate.common import fleet_of, random_trace, spec, trace_of
 
