@@ -5,24 +5,67 @@ A unit is what starts and stops as one: an engine, or the lanes of one pipeline.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from hardware.errors import SpecError
 
 if TYPE_CHECKING:
-    from planner.simulate.core import Simulation
+    from planner.simulate.engine import Engine
+    from planner.simulate.fleet import Fleet
+    from planner.simulate.requests import RequestTable
+    from planner.simulate.routers import Target
 
-__all__ = ["Lifecycle"]
+__all__ = ["Lifecycle", "RunningFleet"]
 
 _NEVER = float("inf")
+
+
+class RunningFleet(Protocol):
+    """The state of a fleet in a running simulation, as far as starting and stopping engines concerns it."""
+
+    fleet: Fleet
+    table: RequestTable
+    engines: list[Engine]
+    targets: list[list[Target]]
+    up: list[bool]
+    draining: list[bool]
+    on_since: list[float]
+    paid_s: list[list[tuple[float, float]]]
+    units: list[list[list[int]]]
+    unrouted: deque[int]
+    num_left: int
+    now_s: float
+    split: bool
+
+    def at(self, at_s: float, action: Callable[[Any], None], what: object = None) -> None:
+        """Do `action` with `what` at a time."""
+        ...
+
+    def arrive(self, request: int) -> None:
+        """Route a request."""
+        ...
+
+    def route_held(self) -> None:
+        """Route requests that found no engine up."""
+        ...
+
+    def refresh_targets(self) -> None:
+        """List again which engines take requests."""
+        ...
+
+    def wake(self, index: int) -> None:
+        """Let an idle engine look for work."""
+        ...
 
 
 class Lifecycle:
     """Turns units on and off in a running simulation."""
 
-    def __init__(self, simulation: Simulation, seed: int) -> None:
+    def __init__(self, simulation: RunningFleet, seed: int) -> None:
         self._sim = simulation
         self._start_s = simulation.table.arrival_s[0]
         self._plan_scaling()
