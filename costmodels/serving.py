@@ -14,6 +14,7 @@ from costmodels.collectives import p2p_s
 from costmodels.graph import ModelGraph
 from costmodels.serving_config import ServingConfig, ServingTable
 from costmodels.serving_engine import EngineStack
+from costmodels.serving_lora import lora_s
 from costmodels.serving_memory import layer_counts
 from costmodels.serving_operators import IterationWork, LayerTimes, ServingMachine, head_s, layer_times
 
@@ -37,6 +38,8 @@ class IterationCost:
     """Projection to the vocabulary and sampling."""
     draft_s: Floats
     """Draft head of speculative decoding."""
+    adapters_s: Floats
+    """Low-rank adapters."""
     host_s: Floats
 
     @property
@@ -89,6 +92,9 @@ def iteration_cost(
         **scaled,
         head_s=head,
         draft_s=draft * (layers / model.num_layers + head),
+        adapters_s=lora_s(
+            model, table, tokens=tokens, seqs=work.prefill_seqs + work.decode_seqs, device=machine.device
+        ),
         host_s=host,
     )
 

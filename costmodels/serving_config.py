@@ -83,6 +83,10 @@ class ServingConfig:
     """Prompts share iterations with decoding; otherwise a prompt has its iteration to itself."""
     draft_tokens: int = 0
     """Tokens proposed per step by a draft head (MTP) and verified together; 0 is none."""
+    lora_rank: int = 0
+    """Rank of low-rank adapters on the dense layers; 0 is none."""
+    num_adapters: int = 0
+    """Adapters kept in device memory."""
 
     @property
     def num_devices(self) -> int:
@@ -106,6 +110,8 @@ class ServingTable(ColumnTable):
     token_budget: Ints
     chunked: Ints
     draft_tokens: Ints
+    lora_rank: Ints
+    num_adapters: Ints
 
     @property
     def num_devices(self) -> Ints:

@@ -22,6 +22,7 @@ from costmodels.graph import (
     StateSpace,
 )
 from costmodels.serving_config import Quant, ServingTable
+from costmodels.serving_lora import lora_bytes
 
 __all__ = [
     "ServingMemory",
@@ -47,6 +48,8 @@ class ServingMemory:
     """Bytes per device, one row per configuration, and what is left for the KV cache."""
 
     weights_bytes: Floats
+    adapters_bytes: Floats
+    """Low-rank adapters kept resident."""
     activations_bytes: Floats
     reserve_bytes: Floats
     """Held by the runtime (context, communication buffers, graphs) or kept free by the engine."""
@@ -55,7 +58,8 @@ class ServingMemory:
     @property
     def kv_budget_bytes(self) -> Floats:
         """Left for KV cache and states; negative where the weights alone do not fit."""
-        return self.device_bytes - self.weights_bytes - self.activations_bytes - self.reserve_bytes
+        held = self.weights_bytes + self.adapters_bytes + self.activations_bytes + self.reserve_bytes
+        return self.device_bytes - held
 
 
 def tagged_operators(block: Block) -> Iterator[tuple[Operator, bool]]:
@@ -171,6 +175,7 @@ def serving_memory(
     logits = 4.0 * table.max_batch * model.vocab / table.tp
     return ServingMemory(
         weights_bytes=weight_bytes(model, table),
+        adapters_bytes=lora_bytes(model, table),
         activations_bytes=table.token_budget * per_token + logits,
         reserve_bytes=np.full(len(table), reserve_bytes + (1.0 - memory_frac) * device_bytes),
         device_bytes=device_bytes,

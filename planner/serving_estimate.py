@@ -134,6 +134,7 @@ def estimate_serving(
         prefill_parts_s=prompt.parts(0),
         memory_parts_bytes={
             "weights": float(memory.weights_bytes[0]),
+            "adapters": float(memory.adapters_bytes[0]),
             "activations": float(memory.activations_bytes[0]),
             "reserve": float(memory.reserve_bytes[0]),
             "cache": float(memory.kv_budget_bytes[0]),

@@ -98,6 +98,7 @@ def find_items(
             max_devices=int(min(request.max_devices_per_instance, offer.max_devices)),
             longest_request=longest,
             draft_tokens=request.draft_tokens,
+            lora=(request.lora_rank, request.num_adapters),
         )
         num_configs += space.num_configs
         num_feasible += len(space.table)

@@ -58,6 +58,10 @@ class ServeRequest:
     """Tokens drafted per step."""
     accepted_tokens: Annotated[float, Field(ge=0)] = 0.0
     """Drafted tokens accepted per step on average; needed with `draft_tokens`."""
+    lora_rank: Natural = 0
+    """Rank of low-rank adapters that requests name; 0 is none."""
+    num_adapters: Natural = 0
+    """Adapters kept in device memory, asked for alike."""
     usd_per_hour: Mapping[str, Positive] = field(default_factory=dict)
     """Price of one device; the catalogue's where left out."""
     provider: str | None = None
@@ -148,6 +152,10 @@ def _contradictions(request: ServeRequest, offers: list[DeviceOffer]) -> list[st
         problems.append(
             f"accepted_tokens: {request.accepted_tokens:g} with draft_tokens {request.draft_tokens}; "
             "state how many are accepted per step, above 0 and at most draft_tokens"
+        )
+    if bool(request.lora_rank) != bool(request.num_adapters):
+        problems.append(
+            f"num_adapters: {request.num_adapters} with lora_rank {request.lora_rank}; give both, from 1"
         )
     if len(names) < len(offers):
         problems.append(f"gpus: a device appears twice in {', '.join(request.gpus)}")

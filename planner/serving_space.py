@@ -1,6 +1,6 @@
 """Engine configurations worth costing on one device type: legal degrees, allowed formats, fitting weights."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -57,11 +57,16 @@ def serving_space(
     max_devices: int,
     longest_request: float,
     draft_tokens: int = 0,
+    lora: tuple[int, int] = (0, 0),
 ) -> ServingSpace:
     """Return every configuration of up to `max_devices` devices that holds the model and one longest request.
 
     Attention groups and expert parallelism are tried for routed models only; for dense ones, more groups are
     simply more instances.
+
+    Parameters
+    ----------
+    lora : rank of adapters and how many are kept in memory.
     """
     experts = [op for b in model.blocks for op in b.operators if isinstance(op, Experts)]
     heads = [op.num_heads for b in model.blocks for op in b.operators if isinstance(op, Attention)]
@@ -83,6 +88,7 @@ def serving_space(
     )
     if table is None:
         return ServingSpace(table=ServingTable.from_configs([]), num_configs=0, excluded=_excluded(counts))
+    table = replace(table, lora_rank=np.full(len(table), lora[0]), num_adapters=np.full(len(table), lora[1]))
     fits = _fits(model, device, engine, table, longest_request)
     counts["weights-and-one-request-fit"] = int((~fits).sum())
     return ServingSpace(table=table.take(fits), num_configs=len(table), excluded=_excluded(counts))

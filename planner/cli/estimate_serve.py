@@ -28,6 +28,10 @@ def estimate_serve(
     ep: Annotated[int, _degree("--ep", "Expert-parallel degree.")] = 1,
     weights: Annotated[str, typer.Option("--format", help="Weight format.")] = "bf16",
     kv: Annotated[str, typer.Option("--kv-format", help="Cache format: bf16 or fp8.")] = "bf16",
+    lora_rank: Annotated[int, typer.Option("--lora-rank", help="Of adapters; 0 is none.", min=0)] = 0,
+    num_adapters: Annotated[
+        int, typer.Option("--num-adapters", help="Adapters kept in device memory.", min=0)
+    ] = 0,
     usd_per_hour: Annotated[
         float | None, typer.Option("--usd-per-hour", help="Price of one device; else the catalogue's.")
     ] = None,
@@ -50,7 +54,7 @@ def estimate_serve(
                 "model": model, "gpus": (gpu,), "engine": engine, "formats": (weights,), "kv_formats": (kv,),
                 "workload": f"fixed:{prompt_tokens}x{output_tokens}", "slo_tpot_s": 1e9,
                 "usd_per_hour": {gpu: usd_per_hour} if usd_per_hour is not None else None,
-                "catalog": tuple(catalog or ()),
+                "lora_rank": lora_rank, "num_adapters": num_adapters, "catalog": tuple(catalog or ()),
             },
         )  # fmt: skip
         graph, stack, offers = resolve_serving(request)
@@ -58,6 +62,7 @@ def estimate_serve(
         config = ServingConfig(
             tp=tp, pp=pp, dp=dp, ep=ep, weights=code, experts=code, attention=code, kv=quant_of(kv),
             max_batch=stack.max_batch, token_budget=stack.token_budget, chunked=stack.chunked,
+            lora_rank=lora_rank, num_adapters=num_adapters,
         )  # fmt: skip
         found = estimate_serving(
             graph, config, stack, offers[0],

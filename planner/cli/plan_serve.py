@@ -39,6 +39,9 @@ Simulate = Annotated[
     bool | None, typer.Option("--simulate/--no-simulate", help="Check the plan by simulation.")
 ]
 
+LoraRank = Annotated[int | None, typer.Option("--lora-rank", help="Of adapters that requests name.")]
+Adapters = Annotated[int | None, typer.Option("--num-adapters", help="Adapters kept in device memory.")]
+
 _LISTS = ("gpus", "formats", "kv_formats")
 _TABLES: dict[str, type] = {"usd_per_hour": float, "max_devices": int, "min_devices": int}
 _OTHERS = ("request", "catalog", "output", "json")
@@ -85,6 +88,8 @@ def plan_serve(
     formats: Formats = None,
     kv_formats: KvFormats = None,
     form: Form = None,
+    lora_rank: LoraRank = None,
+    num_adapters: Adapters = None,
     usd_per_hour: Prices = None,
     max_devices: MaxDevices = None,
     min_devices: MinDevices = None,

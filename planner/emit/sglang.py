@@ -72,6 +72,9 @@ def sglang_command(launch: ServingLaunch, pool: Pool) -> EngineCommand:
             "--speculative-eagle-topk 1",
             flag("--speculative-num-draft-tokens", c.draft_tokens + 1),
         ]
+    if c.num_adapters:
+        lines += ["--enable-lora", flag("--max-lora-rank", c.lora_rank)]
+        lines.append(flag("--max-loras-per-batch", c.num_adapters))
     if pool.role in ("prefill", "decode"):
         lines += [flag("--disaggregation-mode", pool.role), "--disaggregation-transfer-backend nixl"]
         lines += ["--disaggregation-bootstrap-port 8998"] if pool.role == "prefill" else []

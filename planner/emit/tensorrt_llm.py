@@ -92,6 +92,9 @@ def engine_options(launch: ServingLaunch, pool: Pool) -> tuple[dict[str, Any], t
     if c.draft_tokens:
         key = "max_draft_len" if launch.origin.version >= "1.4" else "num_nextn_predict_layers"
         options["speculative_config"] = {"decoding_type": "MTP", key: c.draft_tokens}
+    if c.num_adapters:
+        what = "give lora_config with the adapters' folders in the options file"
+        caveats.append(Caveat(feature=f"{pool.name}: {c.num_adapters} adapters", instead=what))
     if pool.role in ("prefill", "decode"):
         options["cache_transceiver_config"] = {"backend": "NIXL"}
         options |= {"disable_overlap_scheduler": True} if pool.role == "prefill" else {}

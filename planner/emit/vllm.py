@@ -12,6 +12,7 @@ from planner.emit.shell import flag
 __all__ = ["emit", "engine_arguments", "option_words", "vllm_command"]
 
 _ROLES = {"prefill": "kv_producer", "decode": "kv_consumer"}
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _FROM_CHECKPOINT = {Quant.FP8_BLOCK, Quant.INT8, Quant.INT4, Quant.NVFP4, Quant.MXFP4}
 """Weights in these formats come quantised in the checkpoint; the engine finds out by itself."""
 
@@ -95,7 +96,14 @@ def engine_arguments(launch: ServingLaunch, pool: Pool) -> tuple[dict[str, Any],
     if c.draft_tokens:
         draft = {"method": "mtp", "num_speculative_tokens": c.draft_tokens}
         values["speculative-config"] = json.dumps(draft)
+    if c.num_adapters:
+        values |= {"enable-lora": True, "max-loras": c.num_adapters, "max-lora-rank": _lora_rank(c.lora_rank)}
     return values, tuple(caveats)
+
+
+def _lora_rank(rank: int) -> int:
+    """Return the smallest rank that the engine sets memory aside for."""
+    return next((r for r in _LORA_RANKS if r >= rank), rank)
 
 
 def _formats(pool: Pool, caveats: list[Caveat]) -> dict[str, Any]:

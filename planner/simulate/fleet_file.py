@@ -83,6 +83,8 @@ class EngineEntry:
     max_decode_context_tokens: int | None = None
     speculative_tokens: int = 0
     acceptance_frac: float = 0.0
+    lora_rank: int = 0
+    num_adapters: int = 0
     role: Role = Role.BOTH
     usd_per_hour: UsdPerHour | None = None
     """Of one device."""
@@ -353,6 +355,8 @@ def _catalogue_engine(entry: EngineEntry, catalogs: tuple[str, ...]) -> EngineSp
         max_batch=settings.max_seqs,
         token_budget=min(settings.token_budget, 65536),
         draft_tokens=entry.speculative_tokens,
+        lora_rank=entry.lora_rank,
+        num_adapters=entry.num_adapters,
     )
     assert entry.device is not None
     return catalogue_engine(

@@ -19,6 +19,7 @@ from planner.serving_capacity import grid_times, joint_capacity
 from planner.serving_plan import plan_serving
 from planner.serving_request import read_serve_request
 from planner.serving_workload import bucketise, read_workload
+from planner.simulate.plan_fleet import read_plan_fleet
 
 FLAGS = {
     "model": "llama-3.1-8b", "gpus": ("l4", "a100-80gb"), "workload": "fixed:512x128", "rate_per_s": 4.0,
@@ -120,6 +121,7 @@ def test_a_device_that_cannot_hold_the_model_is_left_out_with_the_reason():
         ({"rate_per_s": None}, InputError, "rate_per_s"),
         ({"slo_ttft_s": None, "slo_tpot_s": None}, SpecError, "at least one target"),
         ({"draft_tokens": 2}, SpecError, "accepted"),
+        ({"lora_rank": 16}, SpecError, "num_adapters"),
     ],
 )
 def test_bad_requests_are_named(changes, error, words):
@@ -161,6 +163,20 @@ def test_command_line_prints_the_file_and_uses_its_exit_codes():
     assert json.loads(shown.stdout)["tpot_s"] > 0
     big = ["estimate", "serve", "--model", "llama-3.1-405b", "--gpu", "l4"]
     assert runner.invoke(build_app(big), big).exit_code == 3
+
+
+def test_adapters_cost_instances_and_reach_the_simulator_and_the_launch_files(tmp_path):
+    plain, adapted = (plan(rate_per_s=40.0, **more) for more in ({}, {"lora_rank": 64, "num_adapters": 200}))
+    assert adapted.plans[0].predicted.cost_usd_per_hour > plain.plans[0].predicted.cost_usd_per_hour
+    path = tmp_path / "plan.json"
+    write_plan(adapted, path)
+    fleet, _ = read_plan_fleet(path)
+    assert fleet.pools[0].engine.kv_tokens > 0
+    words = ["emit", str(path), "--target", "vllm", "-o", str(tmp_path / "job")]
+    assert CliRunner().invoke(build_app(words), words).exit_code == 0
+    text = "".join(f.read_text() for f in (tmp_path / "job").rglob("*.sh"))
+    assert "--enable-lora" in text
+    assert "--max-lora-rank 64" in text
 
 
 def test_explain_says_what_each_change_costs(tmp_path):
