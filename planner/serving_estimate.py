@@ -76,6 +76,17 @@ def _room(
     return memory, int(min(room, int(table.max_batch[0])))
 
 
+def _memory_parts(memory: ServingMemory) -> dict[str, float]:
+    """Return bytes per device by part, of the first row."""
+    return {
+        "weights": float(memory.weights_bytes[0]),
+        "adapters": float(memory.adapters_bytes[0]),
+        "activations": float(memory.activations_bytes[0]),
+        "reserve": float(memory.reserve_bytes[0]),
+        "cache": float(memory.kv_budget_bytes[0]),
+    }
+
+
 def estimate_serving(
     model: ModelGraph,
     config: ServingConfig,
@@ -132,13 +143,7 @@ def estimate_serving(
         throughput_tokens_per_s=output,
         decode_parts_s=decode.parts(0),
         prefill_parts_s=prompt.parts(0),
-        memory_parts_bytes={
-            "weights": float(memory.weights_bytes[0]),
-            "adapters": float(memory.adapters_bytes[0]),
-            "activations": float(memory.activations_bytes[0]),
-            "reserve": float(memory.reserve_bytes[0]),
-            "cache": float(memory.kv_budget_bytes[0]),
-        },
+        memory_parts_bytes=_memory_parts(memory),
         max_requests=held,
         cost_usd_per_hour=cost,
         cost_usd_per_million_output_tokens=cost / (output * 3600.0) * 1e6,
