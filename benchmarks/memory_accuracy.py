@@ -3,7 +3,8 @@
 1. Allocator figures of Megatron's own tests, peak and steady: with the shipped constants, and with the four
    constants fitted anew while whole test cases (all platforms of a case together) or a platform are left out.
 2. Peaks of whole runs, as nvidia-smi or the allocator's reserve reports them: with the shipped constants, and
-   with the runtime constant fitted on the other hidden sizes of the same stack.
+   with the runtime constant, or the bytes of the optimizer's step, fitted on the other hidden sizes of the
+   same stack.
 3. Configurations labelled as running or out of memory, if the table has both kinds.
 
 Beside them stand figures of earlier tools, measured by others on larger tables of the same sources.
@@ -14,12 +15,13 @@ The tables lie in SHARED_DATA (default ../shared/data).
 import hashlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from costmodels.backtest_memory import backtest_memory
-from costmodels.memory import memory_coefficients, peak_memory, usable_bytes
+from costmodels.memory import memory_coefficients, peak_memory, stage_memory, usable_bytes
 from costmodels.memory_coefficients import golden_coefficients
 from costmodels.run_table import read_run_table
 from costmodels.stacks import find_stack
@@ -105,6 +107,23 @@ def goldens(path, write):
         FILE.write_text(json.dumps(loaded, indent=1) + "\n", encoding="utf-8")
 
 
+def step_held_out(runs, real, hidden, stack):
+    """Return peaks whose bytes of the optimizer's step were fitted on runs of other hidden sizes."""
+    c, grid = memory_coefficients(stack.name), np.arange(0.0, 20.5, 0.5)
+    peaks = np.empty((len(grid), len(runs)))
+    for i, run in enumerate(runs):
+        table = ConfigTable.from_strategies([run.strategy])
+        for j, step_bytes in enumerate(grid):
+            ends = [
+                stage_memory(run.job, table, stack, rank, replace(c, step_bytes=float(step_bytes)))
+                for rank in (np.zeros_like(table.pp), table.pp - 1)
+            ]
+            peaks[j, i] = max(float(e.peak_bytes[0]) for e in ends)
+    ape = np.abs(peaks / real - 1.0)
+    best = [int(np.argmin(ape[:, hidden != h].mean(axis=1))) for h in hidden]
+    return peaks[best, np.arange(len(runs))]
+
+
 def planning(path):
     runs, _ = parse_runs(read_run_table(path, NEEDED_COLUMNS))
     rows = []
@@ -125,6 +144,9 @@ def planning(path):
             bare = peak - memory_coefficients(stack).runtime_bytes
             out = [bare[i] + np.median((real - bare)[hidden != h]) for i, h in enumerate(hidden)]
             show("  runtime fitted on other hidden sizes", np.array(out) / real)
+        elif memory_coefficients(stack).step_bytes and len(set(hidden)) > 1:
+            out = step_held_out([r for r, _ in mine], real, hidden, find_stack(stack))
+            show("  step fitted on other hidden sizes", out / real)
     print("  earlier, BigScience rows: Calculon MAPE 37 %, llm-analysis 33 %; torchtitan: llm-analysis 49 %;"
           " InternEvo: llm-analysis 43 %\n")  # fmt: skip
     labelled = [(bool(r.oom), share) for r, _, share in rows if r.oom is not None]

@@ -114,7 +114,13 @@ def _gradient_bytes(stack: Stack, precision: str) -> tuple[float, float]:
 
 
 def _states(
-    table: ConfigTable, p: RankParameters, layers: Floats, ends: Floats, stack: Stack, precision: str
+    table: ConfigTable,
+    p: RankParameters,
+    layers: Floats,
+    ends: Floats,
+    stack: Stack,
+    precision: str,
+    step_bytes: float,
 ) -> _States:
     dense = layers * p.layer_dense + ends
     expert = layers * p.layer_expert
@@ -133,7 +139,7 @@ def _states(
         gradients=grad * np.where(table.zero >= 2, sharded, whole),
         optimizer=optimizer * np.where(table.zero >= 1, sharded, whole),
         gathered=np.where(full, 2.0 * _WEIGHT_BYTES * held, 0.0),
-        step=np.where(table.zero > 0, 0.0, widened * whole),
+        step=np.where(table.zero > 0, step_bytes * sharded, (widened + step_bytes) * whole),
     )
 
 
@@ -196,7 +202,7 @@ def stage_memory(
     ends = np.where(is_first, p.first, 0.0) + np.where(is_last, p.last, 0.0)
     ends = ends + np.where(is_last & ~is_first, details.extra_heads * p.first, 0.0)
     layers = p.layers_max if details.layers is None else np.full_like(p.layers_max, details.layers)
-    states = _states(table, p, layers - details.missing_layers, ends, stack, job.precision)
+    states = _states(table, p, layers - details.missing_layers, ends, stack, job.precision, c.step_bytes)
     saved = saved_bytes(
         job.model,
         table.tp,

@@ -28,6 +28,8 @@ class MemoryCoefficients:
     """Matmul workspaces and other constant buffers that live inside the allocator."""
     slack_frac: float
     """Share of the dynamic part that the allocator cannot reuse."""
+    step_bytes: float
+    """Per parameter that a rank updates, what the optimizer holds during its step beside the states."""
     runtime_bytes: float
     """Context, collectives library and kernels, outside the allocator."""
     expert_imbalance_frac: float
