@@ -16,16 +16,18 @@ from costmodels.calibrated import KernelCalibration, MemoryCurve
 from costmodels.kernels_attention import CONTEXT
 from costmodels.kernels_data import find_surface, source_of
 from costmodels.kernels_fit import TreeSettings, errors, fit_physics, fit_surface
-from costmodels.kernels_machine import Family, Floats, find_format, machine_of
+from costmodels.kernels_machine import Family, Floats, Format, Machine, find_format, machine_of
 from costmodels.kernels_matmul import MATMUL
 from costmodels.kernels_surface import Surface
 from costmodels.samples import Sample
 from hardware.device import Device
 from hardware.errors import SpecError
 
-__all__ = ["FittedKernels", "check_samples", "chosen_seconds", "fit_kernels", "fit_memory"]
+__all__ = ["FittedKernels", "check_samples", "chosen_seconds", "fit_kernels", "fit_memory", "undisturbed"]
 
 _PULL_LOG_SIGMA = 1.0
+_LEAST_SCATTER = 0.1
+"""Deviation of the logarithm of a sample, however well a few of them agree (assumed)."""
 _LEAST = 4
 """Samples of a kind below which it keeps the shipped coefficients."""
 _TREES_FROM = 40
@@ -34,7 +36,12 @@ _SMALL_TREES = TreeSettings(num_trees=120, depth=4, min_rows_per_leaf=4, robust=
 _CONTRADICTION = 1.6
 """Two measurements of one shape that differ by more than this factor contradict each other (assumed)."""
 _CONTRADICTING_SHARE = 0.2
-_MEMORY_KINDS = ("copy", "elementwise")
+_CURVES = {
+    "memory": (("copy", "elementwise"), "num_bytes"),
+    "norm": (("norm",), "num_bytes"),
+    "optimizer": (("optimizer",), "num_params"),
+}
+"""Kinds of sample behind each curve, and the column of their shape that it depends on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -53,6 +60,36 @@ class FittedKernels:
 def chosen_seconds(samples: Sequence[Sample], statistic: str) -> Floats:
     """Return the time of every sample: its median, or its best where others used the machine too."""
     return np.array([s.best_s if statistic == "best" and isfinite(s.best_s) else s.seconds for s in samples])
+
+
+def undisturbed(samples: Sequence[Sample]) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
+    """Return the samples without those that were taken while others used the machine, and a note of them.
+
+    Of a kind of which no more than half would be left, all stay.
+    """
+    kept: list[Sample] = []
+    dropped = busy = 0
+    for group in _by_kind(samples):
+        quiet = [s for s in group if s.disturbance <= 1.0]
+        enough = 2 * len(quiet) > len(group)
+        kept += quiet if enough else group
+        dropped += len(group) - len(quiet) if enough else 0
+        busy += 0 if enough else len(group) - len(quiet)
+    notes = []
+    if dropped:
+        notes.append(f"{dropped} samples were taken while others used the machine and are left out")
+    if busy:
+        notes.append(
+            f"{busy} samples were taken while others used the machine and are used for want of better"
+        )
+    return tuple(kept), tuple(notes)
+
+
+def _by_kind(samples: Sequence[Sample]) -> list[list[Sample]]:
+    groups: dict[tuple[str, float], list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault((sample.kind, sample.at.get("degree", 0.0)), []).append(sample)
+    return list(groups.values())
 
 
 def check_samples(samples: Sequence[Sample], where: str) -> None:
@@ -103,36 +140,42 @@ def fit_kernels(
     for kind, family in (("matmul", MATMUL), ("attention_forward", CONTEXT)):
         for dtype in sorted({s.dtype for s in samples if s.kind == kind}):
             rows = [s for s in samples if s.kind == kind and s.dtype == dtype]
-            if len(rows) < _LEAST:
+            fmt = _format(family, dtype)
+            near = like.surfaces.get((family.name, fmt.name)) if like else None
+            if near is not None and len(rows) < _TREES_FROM:
+                surface, said = _scaled_family(near, rows, machine_of(device, fmt), statistic)
+            elif len(rows) < _LEAST:
                 notes.append(f"{kind} in {dtype}: {len(rows)} samples are too few, shipped coefficients stay")
                 continue
-            surface, said = _fit_family(family, rows, dtype, device, statistic)
-            near = like.surfaces.get((family.name, surface.fmt.name)) if like else None
-            if near is not None and len(rows) < _TREES_FROM:
-                surface, said = _scaled_family(near, rows, statistic, said)
-            surfaces[family.name, surface.fmt.name] = surface
+            else:
+                surface, said = _fit_family(family, rows, fmt, device, statistic)
+            surfaces[family.name, fmt.name] = surface
             report[f"{kind}/{dtype}"] = said
-    memory, said = fit_memory([s for s in samples if s.kind in _MEMORY_KINDS], "num_bytes", statistic)
-    if memory is not None:
-        report["memory"] = said
-    norm, said = fit_memory([s for s in samples if s.kind == "norm"], "num_bytes", statistic)
-    if norm is not None:
-        report["norm"] = said
-    optimizer, said = fit_memory([s for s in samples if s.kind == "optimizer"], "num_params", statistic)
-    if optimizer is not None:
-        report["optimizer"] = said
+    curves: dict[str, MemoryCurve | None] = {}
+    for name, (kinds, column) in _CURVES.items():
+        own, said = fit_memory([s for s in samples if s.kind in kinds], column, statistic)
+        curves[name] = own if own is not None or like is None else getattr(like, name)
+        if own is not None:
+            report[name] = said
     ratio, said = _backward_ratio(samples, statistic)
     if ratio is not None:
         report["attention_backward"] = said
+    elif like is not None:
+        ratio = like.attention_backward_ratio
+    kept = {key: s for key, s in like.surfaces.items() if key not in surfaces} if like else {}
     return FittedKernels(
-        surfaces=surfaces,
-        memory=memory,
-        norm=norm,
-        optimizer=optimizer,
+        surfaces={**kept, **surfaces},
+        memory=curves["memory"],
+        norm=curves["norm"],
+        optimizer=curves["optimizer"],
         attention_backward_ratio=ratio,
         report=report,
         notes=tuple(notes),
     )
+
+
+def _format(family: Family, dtype: str) -> Format:
+    return find_format(dtype if family is MATMUL else "bf16")
 
 
 def _columns(family: Family, rows: Sequence[Sample]) -> dict[str, Floats]:
@@ -147,9 +190,8 @@ def _columns(family: Family, rows: Sequence[Sample]) -> dict[str, Floats]:
 
 
 def _fit_family(
-    family: Family, rows: Sequence[Sample], dtype: str, device: Device, statistic: str
+    family: Family, rows: Sequence[Sample], fmt: Format, device: Device, statistic: str
 ) -> tuple[Surface, dict[str, Any]]:
-    fmt = find_format(dtype if family is MATMUL else "bf16")
     shape, seconds = _columns(family, rows), chosen_seconds(rows, statistic)
     machine = machine_of(device, fmt)
     shipped, _ = find_surface(source_of(device).file, family, fmt)
@@ -178,26 +220,45 @@ def _fit_family(
 
 
 def _scaled_family(
-    near: Surface, rows: Sequence[Sample], statistic: str, own: dict[str, Any]
+    near: Surface, rows: Sequence[Sample], machine: Machine, statistic: str
 ) -> tuple[Surface, dict[str, Any]]:
-    """Return a similar device's surface, all of its times multiplied by the median ratio of the samples."""
+    """Return a similar device's surface on `machine`, all of its times multiplied by one factor.
+
+    The logarithm of the factor is the samples' median, pulled towards zero: a similar device is believed to
+    be as fast up to a factor e, each sample to scatter as they do.
+    """
     shape, seconds = _columns(near.family, rows), chosen_seconds(rows, statistic)
-    ratios = seconds / near.predict(shape, near.machine, near.fmt).seconds
-    held = np.array([np.median(np.delete(ratios, i)) for i in range(len(ratios))])
-    factor = float(np.median(ratios))
+    own = replace(near, machine=machine)
+    before = own.predict(shape, machine, near.fmt).seconds
+    ratios = np.log(seconds / before)
+
+    def pooled(values: Floats) -> float:
+        if not len(values):
+            return 0.0
+        noise = max(float(np.std(values)), _LEAST_SCATTER) / _PULL_LOG_SIGMA
+        return float(np.median(values)) * len(values) / (len(values) + noise**2)
+
+    held = np.exp([pooled(np.delete(ratios, i)) for i in range(len(ratios))])
+    factor = exp(pooled(ratios))
     slower = {
         name: value * factor if name.endswith("_s") else value / factor
         for name, value in near.coefficients.items()
         if name.endswith("_s") or name in ("compute_frac", "memory_frac", "cache_gain")
     }
     surface = replace(
-        near,
+        own,
         coefficients={**near.coefficients, **slower},
-        sigma=np.maximum(near.sigma, float(np.std(np.log(ratios)))),
+        sigma=np.maximum(near.sigma, float(np.std(ratios))),
         sigma_log_s=near.sigma_log_s + np.log(factor),
     )
-    said = {**own, "held_out": errors(seconds / ratios * held, seconds), "like": round(factor, 4)}
-    return surface, said
+    return surface, {
+        "num_samples": len(rows),
+        "held_out": errors(before * held, seconds),
+        "shipped": errors(before, seconds),
+        "learned": near.trees is not None,
+        "range": {n: [float(c.min()), float(c.max())] for n, c in shape.items() if n in near.family.columns},
+        "like": round(factor, 4),
+    }
 
 
 def fit_memory(

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from costmodels.calibrated import Calibration, KernelCalibration, MemoryCurve, using
-from costmodels.calibration import FittedKernels, check_samples, fit_kernels
+from costmodels.calibration import FittedKernels, check_samples, fit_kernels, undisturbed
 from costmodels.calibration_links import fit_links, links_from_json, links_to_json
-from costmodels.calibration_steps import fit_steps
+from costmodels.calibration_steps import REFERENCE_STACK, fit_steps
 from costmodels.kernels_data import rated_device, rated_numbers
 from costmodels.kernels_machine import FORMATS, machine_of
 from costmodels.kernels_samples import FAMILIES
@@ -58,11 +58,14 @@ def calibrate(
     if measured_on not in (device.name, *device.aliases):
         problem = f"was measured on {measured_on!r}, but {cluster.name} holds {device.name!r}"
         raise SpecError(where, [problem])
-    kernels = fit_kernels(samples, device, statistic=statistic, like=like.kernels if like else None)
-    links, said_links, notes = fit_links(samples, cluster.levels, statistic=statistic)
+    kept, quiet_notes = undisturbed(samples)
+    kernels = fit_kernels(kept, device, statistic=statistic, like=like.kernels if like else None)
+    own, said_links, notes = fit_links(kept, cluster.levels, statistic=statistic)
+    links = {**(like.technologies if like and like.device == device.name else {}), **own}
     partial = _calibration(device.name, kernels, links, {})
     with using(partial):
-        stack, said_steps, step_notes = fit_steps(samples, cluster, statistic=statistic)
+        near = like.stacks.get(REFERENCE_STACK) if like else None
+        stack, said_steps, step_notes = fit_steps(kept, cluster, statistic=statistic, like=near)
     report = {**kernels.report, **said_links} | ({"step": said_steps} if said_steps else {})
     text = "".join(repr(s) for s in samples)
     return {
@@ -86,7 +89,7 @@ def calibrate(
         "technologies": links_to_json(links),
         "stacks": {} if stack is None else {stack.name: _stack_json(stack)},
         "report": report,
-        "notes": [*kernels.notes, *notes, *step_notes],
+        "notes": [*quiet_notes, *kernels.notes, *notes, *step_notes],
     }
 
 

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,10 @@ from costmodels.graph_import.transformer import transformer_graph
 from costmodels.job import TrainingJob
 from costmodels.kernels_fit import errors
 from costmodels.kernels_machine import Floats
-from costmodels.layer_costs import matmul_dtype
 from costmodels.samples import Sample
-from costmodels.stack_fit import StackSamples, fit_stacks, predict_stacks
 from costmodels.stacks import Stack
 from costmodels.step_inputs import StepInputs
+from costmodels.step_time import step_parts
 from costmodels.strategy import ConfigTable, Strategy
 from costmodels.training import training_inputs
 from hardware.cluster import Cluster
@@ -34,19 +34,47 @@ _BASE = Stack(
     flash=True,
     fused_norm=True,
     overlap_gradients=False,
+    synchronous=True,
     main_grad_bytes=4.0,
-    gemm=1.0,
-    vector=1.0,
-    comm=1.0,
-    dp_comm=1.0,
-    misaligned=0.01,
-    host_s_per_op=1e-5,
-    host_s_per_microbatch=3e-4,
-    sync_s_per_collective=1e-5,
+    optimizer=1.0,
+    end_collectives=4.0,
+    misaligned=0.0,
     pp_exposed_frac=1.0,
-    step_s=1e-3,
     evidence="assumed; calibrated by measured steps",
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prior:
+    """What is believed of a coefficient before any step was measured."""
+
+    value: float
+    log_sigma: float
+    most: float = inf
+    shared: bool = False
+    """A similar device has nearly the same: what its own steps said is believed the more."""
+
+
+_PRIORS = {
+    "gemm": _Prior(value=1.0, log_sigma=0.08),
+    "attention": _Prior(value=1.0, log_sigma=0.2, shared=True),
+    "vector": _Prior(value=6.0, log_sigma=0.7, shared=True),
+    "comm": _Prior(value=1.0, log_sigma=0.3),
+    "dp_comm": _Prior(value=1.0, log_sigma=0.3),
+    "host_s_per_op": _Prior(value=2e-5, log_sigma=0.7, shared=True),
+    "host_s_per_microbatch": _Prior(value=3e-4, log_sigma=0.7, shared=True),
+    "sync_s_per_collective": _Prior(value=5e-5, log_sigma=2.0),
+    "accumulation_frac": _Prior(value=0.43, log_sigma=0.4, shared=True),
+    "pp_exposed_frac": _Prior(value=0.9, log_sigma=0.3, most=1.0),
+    "step_s": _Prior(value=1e-3, log_sigma=0.7, shared=True),
+}
+"""Matmuls, attention and collectives were measured by themselves, so a step moves them little. Element-wise
+work was measured as plain passes over memory; without compilation an activation function or a loss takes
+several, and computes besides. Adding a gradient moves 12 bytes a parameter, an Adam step 28 (all assumed)."""
+_SHARED_SIGMA_FRAC = 0.4
+"""How much less is doubted of a shared coefficient once a similar device was measured (assumed)."""
+_NOISE = 0.04
+"""Deviation of the logarithm of a step from what a right model says (assumed)."""
 
 
 def reference_model(**shape: float) -> ModelGraph:
@@ -95,61 +123,82 @@ def ranks_per_processor(sample: Sample) -> float:
 
 
 def fit_steps(
-    samples: Sequence[Sample], cluster: Cluster, *, statistic: str
+    samples: Sequence[Sample], cluster: Cluster, *, statistic: str, like: Stack | None = None
 ) -> tuple[Stack | None, dict[str, Any], tuple[str, ...]]:
     """Return the reference stack fitted to measured steps, and its error on models that were held out.
 
-    Call it with the kernels and links of the same samples in force.
+    Call it with the kernels and links of the same samples in force. `like` is the stack of a similar machine:
+    what is believed before a step is measured.
     """
     rows = [s for s in samples if s.kind == "step" and s.num_ranks == cluster.num_devices]
-    if len(rows) < _LEAST:
-        note = f"{len(rows)} step samples: the reference stack keeps assumed overheads" if rows else ""
-        base = replace(_BASE, ranks_per_processor=ranks_per_processor(rows[0])) if rows else None
-        return base, {}, ((note,) if note else ())
-    inputs = []
-    for sample in rows:
-        job, table = step_table(sample)
-        inputs.append(training_inputs(job, cluster, table))
-    seconds = chosen_seconds(rows, statistic)
-    key = f"{cluster.device.name}/{matmul_dtype(rows[0].dtype)}"
-    known = StackSamples(
-        inputs=StepInputs.concatenate(inputs),
-        measured_s=seconds,
-        stack=np.full(len(rows), REFERENCE_STACK),
-        key=np.full(len(rows), key),
-        unmeasured=frozenset(),
+    if not rows:
+        return like, {}, ()
+    base = _believed(ranks_per_processor(rows[0]), like)
+    if len(rows) < _LEAST and like is None:
+        return base, {}, (f"{len(rows)} step samples: the reference stack keeps assumed overheads",)
+    inputs = StepInputs.concatenate(
+        [training_inputs(job, cluster, table) for job, table in map(step_table, rows)]
     )
-    every = np.arange(len(rows))
-    base = replace(_BASE, ranks_per_processor=ranks_per_processor(rows[0]))
-    fitted, _ = fit_stacks({REFERENCE_STACK: base}, known, every)
-    models = np.array([s.at["hidden"] for s in rows])
-    held = _held_out(base, known, models)
+    seconds = chosen_seconds(rows, statistic)
+    spread = np.array(
+        [
+            p.log_sigma * (_SHARED_SIGMA_FRAC if p.shared and like is not None else 1.0)
+            for p in _PRIORS.values()
+        ]
+    )
+    stack = _fitted(base, inputs, seconds, spread)
+    held = _held_out(base, inputs, seconds, spread, np.array([s.at["hidden"] for s in rows]))
     judged = np.isfinite(held)
     report: dict[str, Any] = {
         "num_samples": len(rows),
-        "fitted": errors(_told(fitted, known, every), seconds),
+        "fitted": errors(step_parts(inputs, stack).total_s, seconds),
     }
     if judged.any():
         report["held_out"] = errors(held[judged], seconds[judged])
-    stack = fitted[REFERENCE_STACK]
-    report["changed"] = {
-        f.name: float(f"{getattr(stack, f.name):.4g}")
-        for f in fields(Stack)
-        if isinstance(getattr(_BASE, f.name), float) and getattr(stack, f.name) != getattr(_BASE, f.name)
-    }
+    report["changed"] = {name: float(f"{getattr(stack, name):.4g}") for name in _PRIORS}
     return stack, report, ()
 
 
-def _told(stacks: dict[str, Stack], known: StackSamples, rows: Any) -> Floats:
-    return predict_stacks(stacks, {}, known, rows)
+def _believed(ranks_per_processor: float, like: Stack | None) -> Stack:
+    """Return the stack before any step was measured; the host is as much slower as more ranks share it."""
+    if like is None:
+        believed = replace(_BASE, **{name: prior.value for name, prior in _PRIORS.items()})  # type: ignore[arg-type]
+        before = 1.0
+    else:
+        believed, before = like, like.ranks_per_processor
+    slower = ranks_per_processor / before
+    host = {n: slower * getattr(believed, n) for n in ("host_s_per_op", "host_s_per_microbatch")}
+    return replace(believed, ranks_per_processor=ranks_per_processor, **host)
 
 
-def _held_out(base: Stack, known: StackSamples, models: Floats) -> Floats:
+def _fitted(base: Stack, inputs: StepInputs, seconds: Floats, spread: Floats) -> Stack:
+    """Return `base` with the coefficients most likely, given the measured steps and its own as priors.
+
+    `spread` holds the deviation of each coefficient's logarithm.
+    """
+    from scipy.optimize import least_squares  # slow to import, needed for fitting only
+
+    start = np.log([getattr(base, name) for name in _PRIORS])
+    most = np.log([prior.most for prior in _PRIORS.values()])
+
+    def stack_at(point: Floats) -> Stack:
+        return replace(base, **dict(zip(_PRIORS, np.exp(point).tolist(), strict=True)))
+
+    def residual(point: Floats) -> Floats:
+        misfit = np.log(step_parts(inputs, stack_at(point)).total_s / seconds) / _NOISE
+        return np.concatenate([misfit, (point - start) / spread])
+
+    bounds = (-inf, most + 1e-9)
+    best = least_squares(residual, np.minimum(start, most - 1e-6), bounds=bounds, loss="soft_l1", f_scale=1.5)
+    return stack_at(np.asarray(best.x, dtype=np.float64))
+
+
+def _held_out(base: Stack, inputs: StepInputs, seconds: Floats, spread: Floats, models: Floats) -> Floats:
     """Return each step predicted by a fit that saw no step of its model; NaN with one model only."""
     out = np.full(len(models), np.nan)
     for model in np.unique(models):
         train, test = np.flatnonzero(models != model), np.flatnonzero(models == model)
         if len(train) >= _LEAST:
-            fitted, _ = fit_stacks({REFERENCE_STACK: base}, known, train)
-            out[test] = _told(fitted, known, test)
+            stack = _fitted(base, inputs.take(train), seconds[train], spread)
+            out[test] = step_parts(inputs.take(test), stack).total_s
     return out

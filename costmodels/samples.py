@@ -43,6 +43,9 @@ KINDS: dict[str, tuple[str, ...]] = {
 
 _TEXTS = ("kind", "dtype", "device", "backend", "software", "date", "error")
 _COUNTS = ("num_ranks", "num_repeats", "num_rejected")
+_MOST_OTHERS_FRAC = 0.1
+_MOST_SLOWDOWN_FRAC = 0.15
+"""What a measurement on a host's processors bears (assumed)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +73,24 @@ class Sample:
     clock_hz: float = float("nan")
     temperature_c: float = float("nan")
     power_w: float = float("nan")
+    others_frac: float = float("nan")
+    """Share of the host's processors that other programs used meanwhile."""
+    slowdown_frac: float = float("nan")
+    """How much slower a fixed reference kernel ran just before or after than at its best in the run."""
     error: str = ""
     """Why there is no time; empty where there is one."""
+
+    @property
+    def disturbance(self) -> float:
+        """Return how much others used the machine over what the measurement bears; 0 where that is not known.
+
+        Examples
+        --------
+        >>> Sample(kind="launch", shape=(), others_frac=0.3, slowdown_frac=0.03).disturbance
+        3.0
+        """
+        parts = (self.others_frac / _MOST_OTHERS_FRAC, self.slowdown_frac / _MOST_SLOWDOWN_FRAC)
+        return round(max((p for p in parts if isfinite(p)), default=0.0), 6)
 
     @property
     def at(self) -> dict[str, float]:

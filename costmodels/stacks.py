@@ -81,6 +81,8 @@ class Stack:
     16-bit gradients beside the fp32 ones."""
     graphed: str = ""
     """Pattern of the devices on which published recipes replay CUDA graphs, so the host hardly launches."""
+    synchronous: bool = False
+    """The host runs kernels itself, one after the other: what it needs to start one adds to the kernel."""
     ranks_per_processor: float = 1.0
     """Ranks that take turns on one processor: while some wait, the others run faster."""
     gemm: float = 1.0
@@ -88,6 +90,14 @@ class Stack:
     attention: float = 1.0
     vector: float = 1.0
     """Element-wise and norm time over one fused pass at full bandwidth."""
+    accumulation_frac: float = 0.0
+    """Time to add the gradients of one micro-batch to their sum, over that of an unsharded optimizer step; 0
+    where the matmul that makes a gradient adds it by itself."""
+    end_collectives: float = 0.0
+    """Collectives of tensor parallelism that embedding, head and loss add to each micro-batch, in those of a
+    layer."""
+    optimizer: float | None = None
+    """Optimizer time over one pass at the bandwidth that was measured; None: as other element-wise work."""
     comm: float = 1.0
     """Time of tensor-, context- and expert-parallel collectives over the isolated collective's."""
     dp_comm: float = 1.0

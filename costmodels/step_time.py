@@ -121,8 +121,11 @@ def _layer_parts(inputs: StepInputs, stack: Stack) -> _Layer:
     again_host = inputs.recomputed_frac * host
     device_fwd = fwd + tp_fwd + cp_fwd + ep + zero_fwd
     device_bwd = bwd + tp_bwd + cp_bwd + ep + zero_bwd + again
-    stall_fwd = _join(device_fwd, host) - device_fwd
-    stall_bwd = _join(device_bwd, host + again_host) - device_bwd
+    if stack.synchronous:
+        stall_fwd, stall_bwd = host, host + again_host
+    else:
+        stall_fwd = _join(device_fwd, host) - device_fwd
+        stall_bwd = _join(device_bwd, host + again_host) - device_bwd
     return _Layer(
         fwd_s=fwd,
         bwd_s=bwd,
@@ -132,6 +135,13 @@ def _layer_parts(inputs: StepInputs, stack: Stack) -> _Layer:
         ep_s=2.0 * ep,
         stall_s=stall_fwd + stall_bwd + zero_fwd + zero_bwd,
     )
+
+
+def _end_collectives_s(inputs: StepInputs, stack: Stack) -> Floats:
+    """Return what collectives of embedding, head and loss add to a micro-batch."""
+    layer = inputs.layer
+    each = layer.tp_fwd_s * stack.comm / np.maximum(layer.num_collectives, 1.0) + stack.sync_s_per_collective
+    return np.where(layer.num_collectives > 0, stack.end_collectives * each, 0.0)
 
 
 def _data_parallel_s(inputs: StepInputs, stack: Stack, window_fwd_s: Floats, window_bwd_s: Floats) -> Floats:
@@ -175,14 +185,15 @@ def step_parts(inputs: StepInputs, stack: Stack) -> StepParts:
     embed = ends.embed_s * stack.vector
     single = inputs.pp == 1
     layers = inputs.layers_max
-    pace = stack.host_s_per_microbatch
-    body = layers * layer.total_s
+    pace = stack.host_s_per_microbatch + stack.accumulation_frac * inputs.optimizer_s
+    body = layers * layer.total_s + _end_collectives_s(inputs, stack)
     # The stage with the head sets the pace, by what its head takes longer than the layer that it may lack;
     # on one stage everything runs in turn.
     spared = np.minimum(inputs.pp * (layers - inputs.layers_mean), 1.0) * layer.total_s
     ahead = np.maximum(head - spared, 0.0) / np.maximum(head, _NO_TIME_S)
     slowest = body + pace + head * ahead + np.where(single, embed, 0.0)
     whole = inputs.pp * (inputs.layers_mean * layer.total_s + pace) + head + embed
+    whole = whole + _end_collectives_s(inputs, stack)
     micro = inputs.num_micro
     sends = 2.0 * inputs.vpp * inputs.p2p_s * stack.comm
     visible = stack.pp_exposed_frac * np.where(inputs.overlap_pp > 0, _OVERLAPPED_SEND_FRAC, 1.0)
@@ -196,13 +207,13 @@ def step_parts(inputs: StepInputs, stack: Stack) -> StepParts:
         forward_s=micro * (layers * layer.fwd_s + head_fwd * ahead + np.where(single, embed, 0.0)),
         backward_s=micro * (layers * layer.bwd_s + (head_bwd + head_vector) * ahead),
         recompute_s=micro * layers * layer.again_s,
-        tp_comm_s=micro * layers * layer.tp_s,
+        tp_comm_s=micro * (layers * layer.tp_s + _end_collectives_s(inputs, stack)),
         cp_comm_s=micro * layers * layer.cp_s,
         ep_comm_s=micro * layers * layer.ep_s,
         pp_comm_s=micro * sends * visible + ramp,
         host_s=micro * (layers * layer.stall_s + pace),
         bubble_s=bubble,
         dp_comm_s=dp,
-        optimizer_s=inputs.optimizer_s * stack.vector,
+        optimizer_s=inputs.optimizer_s * (stack.vector if stack.optimizer is None else stack.optimizer),
         fixed_s=np.full(len(inputs), stack.step_s),
     )

@@ -32,12 +32,17 @@ class Backend(Protocol):
     sensor: str
     kinds: frozenset[str]
     dtypes: tuple[str, ...]
+    on_host: bool
+    """Kernels run on the host's processors, which other programs use too."""
 
     def prepare(self, kind: str, shape: Shape, dtype: str) -> Call:
         """Return a call that runs the kernel once; raises `KernelFailedError` where it cannot."""
 
     def timed(self, call: Call, count: int) -> float:
         """Return the seconds of `count` calls in a row."""
+
+    def reference_s(self) -> float:
+        """Return the seconds that a fixed matmul takes just now."""
 
     def barrier(self) -> None:
         """Wait for all ranks."""

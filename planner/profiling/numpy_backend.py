@@ -25,6 +25,7 @@ class NumpyBackend:
         }
     )  # fmt: skip
     dtypes: tuple[str, ...] = ("fp32",)
+    on_host = True
 
     def __init__(self, ranks: Ranks) -> None:
         if ranks.num_ranks > 1:
@@ -32,6 +33,7 @@ class NumpyBackend:
             raise InputError(message)
         self.ranks = ranks
         self.device_label = processor_name()
+        self._reference = self._matmul({"m": 256, "n": 256, "k": 256})
         self.software = f"numpy {np.__version__}, python {platform.python_version()}"
 
     def prepare(self, kind: str, shape: Shape, dtype: str) -> Call:
@@ -56,6 +58,10 @@ class NumpyBackend:
         for _ in range(count):
             call()
         return perf_counter() - start
+
+    def reference_s(self) -> float:
+        """Return the seconds of a fixed matmul."""
+        return self.timed(self._reference, 1)
 
     def barrier(self) -> None:
         """Do nothing: there is one rank."""

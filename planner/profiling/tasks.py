@@ -128,7 +128,10 @@ def _steps(dtype: str, num_ranks: int) -> list[Task]:
         for pp in (1, 2, 4, 8)
         if num_ranks % (tp * pp) == 0
     ]
-    models = ((256, 1024, 4, 4, 2048, 64), (128, 512, 8, 4, 1024, 128), (320, 1280, 4, 4, 512, 32))
+    models = (
+        (256, 1024, 4, 4, 2048, 64), (128, 512, 8, 4, 1024, 128), (320, 1280, 4, 4, 512, 32),
+        (160, 640, 8, 4, 1536, 128),
+    )  # fmt: skip
     return [
         Task.of(
             "step", dtype, hidden=h, ffn_hidden=f, num_layers=layers, num_heads=heads, vocab=vocab,
@@ -141,22 +144,27 @@ def _steps(dtype: str, num_ranks: int) -> list[Task]:
     ]  # fmt: skip
 
 
+def _group_size(measured: Task | Sample) -> float:
+    return dict(measured.shape).get("degree", 0.0)
+
+
 def most_uncertain(tasks: Sequence[Task], measured: Iterable[Sample]) -> int | None:
     """Return which task the cost model is least sure about, given what was measured; None when none is left.
 
     A shape close to a measured one of its kind is nearly known: its uncertainty falls with the distance to
     the nearest, as that of a smooth function does. Kinds take turns by weighing each by how many of its
-    shapes are known already.
+    shapes are known already. Collectives over groups of another size are another kind: what two ranks take
+    says little about four.
     """
     if not tasks:
         return None
-    known: dict[tuple[str, str], list[list[float]]] = {}
+    known: dict[tuple[str, str, float], list[list[float]]] = {}
     for sample in measured:
         point = [np.log(max(v, 1.0)) for _, v in sample.shape]
-        known.setdefault((sample.kind, sample.dtype), []).append(point)
+        known.setdefault((sample.kind, sample.dtype, _group_size(sample)), []).append(point)
     scores = np.empty(len(tasks))
     for index, task in enumerate(tasks):
-        near = known.get((task.kind, task.dtype), [])
+        near = known.get((task.kind, task.dtype, _group_size(task)), [])
         share = 1.0 / (1.0 + len(near))
         if near and task.shape:
             here = np.array([np.log(max(v, 1.0)) for _, v in task.shape])

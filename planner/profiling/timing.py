@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, isfinite, nan
 
 import numpy as np
 
-__all__ = ["Timing", "measure", "summarise"]
+__all__ = ["BATCH_S", "Timing", "measure", "summarise"]
 
-_BATCH_S = 0.01
+BATCH_S = 0.01
 """A repeat lasts at least this long (many calls if they are short), so that ranks which share a core are
 timed over several of its turns."""
 _REPEATS = 7
@@ -40,6 +40,8 @@ def summarise(seconds: list[float]) -> Timing:
     1
     """
     values = np.asarray(seconds, dtype=np.float64)
+    if not np.isfinite(values).all():
+        return Timing(seconds=nan, best_s=nan, spread_frac=nan, num_repeats=0, num_rejected=len(values))
     median = float(np.median(values))
     deviation = 1.4826 * float(np.median(np.abs(values - median)))
     kept = values[values <= median + _FAR * max(deviation, 0.01 * median)]
@@ -61,6 +63,7 @@ def measure(
     agree: Callable[[int], int] = lambda count: count,
     barrier: Callable[[], None] = lambda: None,
     repeats: int = _REPEATS,
+    batch_s: float = BATCH_S,
 ) -> Timing:
     """Return the time of `call`, which ran twice before it counts.
 
@@ -70,11 +73,13 @@ def measure(
         them.
     agree : makes all ranks run the same number of calls.
     barrier : brings all ranks to the same moment before each repeat.
+    batch_s : a repeat lasts at least so long: as many calls as that takes, whose mean counts.
     """
     call()
     barrier()
-    first = max(timed(call, 1), 1e-7)
-    calls = agree(min(max(ceil(_BATCH_S / first), 1), _MOST_CALLS))
+    first = timed(call, 1)
+    first = max(first, 1e-7) if isfinite(first) else batch_s
+    calls = agree(min(max(ceil(batch_s / first), 1), _MOST_CALLS))
     affordable = max(int(_MOST_S / (first * calls)), _LEAST_REPEATS)
     found = []
     for _ in range(agree(min(repeats, affordable))):

@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 
 from costmodels.calibrated import current, using
+from costmodels.calibration import undisturbed
 from costmodels.calibration_file import calibrate, calibration_text, read_calibration
+from costmodels.calibration_steps import fit_steps, step_table
 from costmodels.collectives import Collective, collective_s
 from costmodels.kernels import kernel_model
-from costmodels.samples import Sample
+from costmodels.samples import KINDS, Sample
+from costmodels.step_time import step_parts
+from costmodels.training import training_inputs
 from hardware.cluster import Cluster, homogeneous_cluster
 from hardware.device import Device
 from hardware.errors import InputError, SpecError
@@ -49,6 +53,11 @@ def reduction(size: float) -> Sample:
     seconds = 2e-4 + size / 1e9
     shape = (("message_bytes", size), ("stride", 1.0), ("degree", 2.0))
     return Sample(kind="all_reduce", shape=shape, seconds=seconds, best_s=seconds, device="box", num_ranks=2)
+
+
+def step(shape: dict[str, int], seconds: float) -> Sample:
+    pairs = tuple((name, float(shape[name])) for name in KINDS["step"])
+    return Sample(kind="step", shape=pairs, seconds=seconds, best_s=seconds, device="box", num_ranks=2)
 
 
 SHAPES = [(float(m), float(n), float(k)) for m, n, k in product((128, 512), (256, 1024), (128, 512, 2048))]
@@ -92,6 +101,62 @@ def test_few_samples_of_a_similar_device_scale_its_surface(tmp_path: Path) -> No
     few = [matmul(*s, slower=2.0) for s in SHAPES[:4]]
     document = calibrate(few, cluster(), like=near)
     assert document["report"]["matmul/fp32"]["like"] == pytest.approx(2.0, rel=0.1)
+
+
+def test_what_was_not_measured_again_stays_as_a_similar_device_has_it(tmp_path: Path) -> None:
+    first = [matmul(*s) for s in SHAPES] + [reduction(2.0**p) for p in range(12, 26, 2)]
+    path = tmp_path / "c.json"
+    path.write_text(calibration_text(calibrate(first, cluster())), encoding="utf-8")
+    near = read_calibration(path)
+    mended = calibrate([matmul(*SHAPES[0], slower=1.5)], cluster(), like=near)
+    assert mended["report"]["matmul/fp32"]["like"] == pytest.approx(1.5, rel=0.03)
+    assert set(mended["technologies"]) == {"local-process"}
+
+
+def test_a_surface_of_a_machine_rated_otherwise_is_read_back_as_it_was_fitted(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    path.write_text(calibration_text(calibrate([matmul(*s) for s in SHAPES], cluster())), encoding="utf-8")
+    near = read_calibration(path)
+    half = replace(BOX, name="half", fp32_flops_per_s=4e10, bf16_flops_per_s=4e10)
+    other = replace(
+        cluster(), groups=(replace(cluster().groups[0], node=replace(cluster().groups[0].node, device=half)),)
+    )
+    few = [replace(matmul(*s, slower=2.0), device="half") for s in SHAPES[:5]]
+    path.write_text(calibration_text(calibrate(few, other, like=near)), encoding="utf-8")
+    with using(read_calibration(path)):
+        told = float(kernel_model(half, as_benchmarked=True).matmul_s(*SHAPES[3], dtype="fp32"))
+    assert told == pytest.approx(few[3].seconds, rel=0.1)
+
+
+def test_samples_taken_while_others_used_the_machine_are_left_out() -> None:
+    busy = [replace(matmul(*s, slower=1.5), others_frac=0.6) for s in SHAPES[:3]]
+    kept, notes = undisturbed([*busy, *(matmul(*s) for s in SHAPES[3:])])
+    assert len(kept) == len(SHAPES) - 3
+    assert notes == ("3 samples were taken while others used the machine and are left out",)
+    kept, notes = undisturbed(busy)
+    assert len(kept) == 3
+    assert "for want of better" in notes[0]
+
+
+def test_overheads_of_a_step_are_recovered_from_steps_of_other_models() -> None:
+    shapes = [
+        {"hidden": h, "ffn_hidden": 4 * h, "num_layers": n, "num_heads": 4, "vocab": 512, "seq_len": 64,
+         "global_batch": 8, "tp": tp, "pp": pp, "dp": 2 // (tp * pp), "micro_batch": b}
+        for h, n in ((128, 4), (256, 4), (192, 8)) for tp, pp in ((1, 1), (2, 1), (1, 2)) for b in (1, 2)
+    ]  # fmt: skip
+    machine = cluster()
+    believed, _, _ = fit_steps([step(shapes[0], 1.0)], machine, statistic="median")
+    assert believed is not None
+    true = replace(believed, vector=9.0, host_s_per_op=8e-5, sync_s_per_collective=4e-4)
+    samples = []
+    for shape in shapes:
+        job, table = step_table(step(shape, 1.0))
+        samples.append(step(shape, float(step_parts(training_inputs(job, machine, table), true).total_s[0])))
+    stack, report, _ = fit_steps(samples, machine, statistic="median")
+    assert stack is not None
+    assert stack.host_s_per_op == pytest.approx(true.host_s_per_op, rel=0.1)
+    assert stack.sync_s_per_collective == pytest.approx(true.sync_s_per_collective, rel=0.15)
+    assert report["held_out"]["median_ape_frac"] < 0.02
 
 
 def test_too_few_samples_leave_what_ships() -> None:

@@ -3,11 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from costmodels.samples import read_samples
+from costmodels.samples import Sample, read_samples
 from hardware.errors import InputError, OutOfDomainError, SpecError
 from planner.profiling.backend import KernelFailedError
 from planner.profiling.backends import make_backend
 from planner.profiling.device_name import catalogue_device, filed_under
+from planner.profiling.interference import Moment, others_frac
 from planner.profiling.launch import run_ranks
 from planner.profiling.numpy_backend import NumpyBackend
 from planner.profiling.ranks import Ranks, ranks_of
@@ -73,6 +74,59 @@ def test_a_failed_kernel_is_kept_and_the_rest_is_measured(tmp_path: Path) -> Non
     assert read_samples(path).failed[0].error == "out of memory"
 
 
+class Disturbed(Quick):
+    """A back end that is four times as slow while somebody else computes, which ends after `busy` looks."""
+
+    def __init__(self, busy: int) -> None:
+        super().__init__()
+        self.busy = busy
+
+    def reference_s(self) -> float:
+        self.busy -= 1
+        return 4e-4 if self.busy >= 0 else 1e-4
+
+
+@pytest.fixture
+def no_accounts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Hide how busy the machine really is, which no test may depend on."""
+    monkeypatch.setattr("planner.profiling.interference._STAT", tmp_path / "none")
+
+
+@pytest.mark.usefixtures("no_accounts")
+def test_what_was_disturbed_is_taken_again(tmp_path: Path) -> None:
+    path = tmp_path / "s.csv"
+    found = run_profile(Disturbed(busy=8), COPIES[:2], path, device="box")
+    assert (found.num_measured, found.num_retaken, found.num_disturbed) == (2, 1, 0)
+    assert all(s.disturbance <= 1.0 for s in read_samples(path).samples)
+
+
+@pytest.mark.usefixtures("no_accounts")
+def test_a_machine_that_stays_busy_is_measured_all_the_same(tmp_path: Path) -> None:
+    backend = Disturbed(busy=10**6)
+    backend.reference_s = iter([1e-4] * 5 + [4e-4] * 10**4).__next__  # type: ignore[method-assign]
+    found = run_profile(backend, COPIES[:2] * 20, tmp_path / "s.csv", device="box")
+    assert found.num_disturbed == found.num_measured
+    assert found.num_retaken < 10
+
+
+def test_a_clock_that_says_no_number_is_a_failure_not_a_time(tmp_path: Path) -> None:
+    class Broken(Quick):
+        def timed(self, call: object, count: int) -> float:
+            return float("nan")
+
+    path = tmp_path / "s.csv"
+    found = run_profile(Broken(), COPIES[:1], path, device="box")
+    assert (found.num_measured, found.num_failed) == (0, 1)
+    assert "the clock said nan" in read_samples(path).failed[0].error
+
+
+def test_use_of_the_machine_by_others_is_what_the_ranks_did_not_use() -> None:
+    before = Moment(elapsed_s=10.0, own_s=1.0, busy_s=100.0)
+    after = Moment(elapsed_s=12.0, own_s=2.5, busy_s=103.0)
+    assert others_frac(before, after, 2.0, 2) == pytest.approx(0.25)
+    assert others_frac(before, after, 3.5, 2) == 0.0
+
+
 def test_a_second_run_resumes_after_a_cut(tmp_path: Path) -> None:
     path = tmp_path / "s.csv"
     run_profile(Quick(), COPIES[:2], path, device="box")
@@ -101,6 +155,9 @@ def test_the_most_uncertain_shape_is_the_farthest_from_what_is_known(tmp_path: P
     known = read_samples(path).samples
     tasks = [Task.of("copy", num_bytes=1100.0), Task.of("copy", num_bytes=2.0**20)]
     assert most_uncertain(tasks, known) == 1
+    pair = Task.of("all_reduce", message_bytes=1e6, stride=1, degree=2)
+    four = [Task.of("all_reduce", message_bytes=1e6 + i, stride=1, degree=d) for i, d in ((1, 2), (0, 4))]
+    assert most_uncertain(four, [Sample(kind=pair.kind, shape=pair.shape)]) == 1
     unsure = [
         Task.of("copy", num_bytes=1e9),
         Task(kind="norm", shape=(("num_bytes", 1e6),), prior_log_sigma=9.0),
