@@ -36,6 +36,7 @@ __all__ = [
     "grid_times",
     "joint_capacity",
     "prefill_capacity",
+    "queue_wait_s",
     "split_capacity",
 ]
 
@@ -136,7 +137,7 @@ def _quantile(slo: Slo) -> tuple[float, float]:
     return NormalDist().inv_cdf(slo.percentile / 100.0), beyond
 
 
-def _wait_s(load: Floats, service_s: Floats, beyond: float, cv: float) -> Floats:
+def queue_wait_s(load: Floats, service_s: Floats, beyond: float, cv: float) -> Floats:
     """Return the wait that the share `beyond` of the requests exceeds, in an M/G/1-like queue."""
     tail = np.log(np.maximum(load / beyond, 1.0))
     room = np.maximum(1.0 - load, 1e-9)
@@ -220,7 +221,7 @@ def joint_capacity(
     slower = _at_batch(decode, crowd)
     load = rate * prompt
     tpot = slower / np.maximum(1.0 - load, 1e-9)
-    ttft = prompt + decode + engine.admission_s + _wait_s(load, prompt, beyond, arrival_cv)
+    ttft = prompt + decode + engine.admission_s + queue_wait_s(load, prompt, beyond, arrival_cv)
     held = _held(model, table, engine, machine, context)[:, :, None]
     kept = _within(slo, ttft, tpot, output) & (crowd <= held) & (load < _MAX_UTILISATION)
     return _pick(rate, kept, ttft, tpot, batch, table.dp.astype(float))
@@ -256,7 +257,7 @@ def prefill_capacity(
     transfer = (moved / (way.bytes_per_s * table.num_devices[:, None]) + way.latency_s)[:, :, None]
     load = np.linspace(0.02, _MAX_UTILISATION, 48)[None, None, :]
     rate = load / prompt
-    ttft = prompt + transfer + engine.admission_s + _wait_s(load, prompt, beyond, arrival_cv)
+    ttft = prompt + transfer + engine.admission_s + queue_wait_s(load, prompt, beyond, arrival_cv)
     kept = np.ones(ttft.shape, dtype=bool) if slo.ttft_s is None else ttft <= slo.ttft_s
     if slo.e2e_s is not None:
         kept &= ttft <= slo.e2e_s / 2.0

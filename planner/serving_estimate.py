@@ -17,7 +17,7 @@ from costmodels.serving_operators import IterationWork
 from costmodels.serving_predict import loop_times
 from hardware.device import Device
 from hardware.errors import InfeasibleError
-from planner.serving_request import DeviceOffer
+from planner.serving_offers import DeviceOffer
 
 __all__ = ["ServingEstimate", "estimate_serving"]
 

@@ -20,11 +20,12 @@ from planner.serving_capacity import (
     prefill_capacity,
     split_capacity,
 )
-from planner.serving_request import DeviceOffer, ServeRequest
+from planner.serving_offers import DeviceOffer
+from planner.serving_request import ServeRequest
 from planner.serving_space import serving_space
 from planner.serving_workload import Buckets
 
-__all__ = ["Item", "ItemSearch", "find_items"]
+__all__ = ["Item", "ItemSearch", "Role", "find_items"]
 
 Floats = npt.NDArray[np.float64]
 Role = Literal["both", "prefill", "decode"]

@@ -7,17 +7,18 @@ from importlib.resources import files
 from costmodels.graph import ModelGraph
 from costmodels.kernels import kernel_model
 from planner.plan import Provenance
-from planner.serving_request import DeviceOffer, ServeRequest
+from planner.serving_offers import DeviceOffer
+from planner.serving_request import ServeRequest
 
 __all__ = ["serving_provenance"]
 
 
 def serving_provenance(
-    request: ServeRequest, model: ModelGraph, offers: tuple[DeviceOffer, ...]
+    request: ServeRequest, models: tuple[ModelGraph, ...], offers: tuple[DeviceOffer, ...]
 ) -> Provenance:
     """Return the tool's version and the hashes of inputs and coefficient files."""
     inputs = {
-        "model": repr(model),
+        "model": repr(models[0] if len(models) == 1 else models),
         "devices": repr([(o.device, o.levels, o.usd_per_hour) for o in offers]),
         "request": repr(request),
     }

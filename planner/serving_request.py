@@ -4,27 +4,21 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 
 from costmodels.graph import ModelGraph
 from costmodels.job import Slo
 from costmodels.models import find_model
 from costmodels.serving_engine import EngineStack, find_engine
-from hardware.catalog import find_device, find_node
-from hardware.device import Device
-from hardware.errors import OutOfDomainError, PlannerError, SpecError, UnknownNameError
-from hardware.levels import Level
-from hardware.pricing import device_price
+from hardware.errors import PlannerError, SpecError
 from hardware.schema import read_yaml, validate
+from planner.serving_fields import Count, Format, KvFormat, Natural, Percent, Positive, Share, StayForm
+from planner.serving_models import ModelDemand
+from planner.serving_offers import DeviceOffer, device_offers
 
-__all__ = ["DeviceOffer", "ServeRequest", "read_serve_request", "resolve_serving"]
-
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Format = Literal["bf16", "fp8", "fp8-block", "int8", "int4", "nvfp4", "mxfp4"]
+__all__ = ["ServeRequest", "read_serve_request", "resolve_serving"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,30 +27,38 @@ class ServeRequest:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    model: str
+    model: str | None = None
     """Catalogue name, or path of a Hugging Face config.json."""
-    gpus: tuple[str, ...]
+    models: tuple[ModelDemand, ...] = ()
+    """Several models that share the limits; each with what differs from the rest of the request."""
+    gpus: tuple[str, ...] = ()
     """Devices (or node templates) that may be used."""
-    workload: str
+    cluster: str | None = None
+    """In place of `gpus`: all devices of a cluster, by catalogue name or path; no more than it has."""
+    nodes: Count | None = None
+    """Of the cluster, where its file does not fix them."""
+    workload: str | None = None
     """Trace CSV, histogram CSV, a named distribution (azure-conv, azure-code), or fixed:PROMPTxOUTPUT."""
+    objective: Literal["cost", "energy", "throughput"] = "cost"
+    """Made best: dollars or watts at the given rate, or requests per second within the limits."""
     rate_per_s: Positive | None = None
     """Requests per second; needed where the workload has no arrivals, else the trace is scaled to it."""
     slo_ttft_s: Positive | None = None
     slo_tpot_s: Positive | None = None
     slo_e2e_s: Positive | None = None
-    percentile: Annotated[float, Field(gt=0, lt=100)] = 99.0
+    percentile: Percent = 99.0
     """Share of requests, in percent, that must keep every target."""
     engine: str = "vllm"
     formats: tuple[Format, ...] = ("bf16",)
     """Weight formats whose quality is acceptable; each is tried."""
-    kv_formats: tuple[Literal["bf16", "fp8"], ...] = ("bf16",)
-    form: Literal["auto", "joint", "split"] = "auto"
+    kv_formats: tuple[KvFormat, ...] = ("bf16",)
+    form: StayForm = "auto"
     """Prompts and decoding on the same instances, on separate ones, or whichever is cheaper."""
-    prefix_hit_frac: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    prefix_hit_frac: Share = 0.0
     """Prompt tokens found in the prefix cache."""
     draft_tokens: Natural = 0
     """Tokens drafted per step."""
-    accepted_tokens: Annotated[float, Field(ge=0)] = 0.0
+    accepted_tokens: float = 0.0
     """Drafted tokens accepted per step on average; needed with `draft_tokens`."""
     lora_rank: Natural = 0
     """Rank of low-rank adapters that requests name; 0 is none."""
@@ -65,7 +67,10 @@ class ServeRequest:
     usd_per_hour: Mapping[str, Positive] = field(default_factory=dict)
     """Price of one device; the catalogue's where left out."""
     provider: str | None = None
+    """Of the catalogue's prices; any where left out."""
+    region: str | None = None
     spot: bool = False
+    """Interruptible prices in place of on-demand ones."""
     max_devices: Mapping[str, Natural] = field(default_factory=dict)
     """Devices of a type that can be had."""
     min_devices: Mapping[str, Natural] = field(default_factory=dict)
@@ -89,17 +94,6 @@ class ServeRequest:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceOffer:
-    """One device type as it can be had."""
-
-    device: Device
-    levels: tuple[Level, ...]
-    usd_per_hour: float
-    max_devices: float = math.inf
-    min_devices: int = 0
-
-
 def read_serve_request(path: str | None, flags: Mapping[str, Any]) -> ServeRequest:
     """Return the request of a file, overridden by the flags that were given (those not None or empty)."""
     given = {key: value for key, value in flags.items() if value is not None and value != ()}
@@ -119,33 +113,36 @@ def resolve_serving(request: ServeRequest) -> tuple[ModelGraph, EngineStack, tup
     problems: list[str] = []
     model = engine = None
     try:
-        model = find_model(request.model)
+        model = find_model(request.model or "")
     except PlannerError as error:
         problems.append(f"model: {error}")
     try:
         engine = find_engine(request.engine)
     except PlannerError as error:
         problems.append(f"engine: {error}")
-    offers: list[DeviceOffer] = []
-    for name in request.gpus:
-        try:
-            offers.append(_offer(request, name))
-        except PlannerError as error:
-            problems.append(f"gpus: {error}")
+    try:
+        offers = device_offers(request)
+    except SpecError as error:
+        offers = ()
+        problems += error.problems
     problems += _contradictions(request, offers)
     if problems or model is None or engine is None:
         raise SpecError("request", problems)
-    return model, engine, tuple(offers)
+    return model, engine, offers
 
 
-def _contradictions(request: ServeRequest, offers: list[DeviceOffer]) -> list[str]:
+def _contradictions(request: ServeRequest, offers: tuple[DeviceOffer, ...]) -> list[str]:
     names = {offer.device.name for offer in offers}
     problems = [
         f"{key}.{name}: no such device among gpus ({', '.join(sorted(names))})"
         for key in ("usd_per_hour", "max_devices", "min_devices")
         for name in getattr(request, key)
-        if name not in names
+        if offers and name not in names
     ]
+    if request.workload is None:
+        problems.append(
+            "workload: is needed: a trace or histogram CSV, azure-conv, azure-code, fixed:1024x256"
+        )
     if not request.slo.targets:
         problems.append("slo_ttft_s, slo_tpot_s, slo_e2e_s: at least one target is needed")
     if request.draft_tokens and not 0 < request.accepted_tokens <= request.draft_tokens:
@@ -159,29 +156,11 @@ def _contradictions(request: ServeRequest, offers: list[DeviceOffer]) -> list[st
         )
     if len(names) < len(offers):
         problems.append(f"gpus: a device appears twice in {', '.join(request.gpus)}")
+    if request.objective == "throughput" and request.budget_usd_per_hour is None:
+        free = sorted(o.device.name for o in offers if math.isinf(o.max_devices))
+        if free and request.power_budget_w is None:
+            problems.append(
+                "objective: throughput needs a limit: budget_usd_per_hour, power_budget_w, or max_devices of "
+                f"{', '.join(free)}"
+            )
     return problems
-
-
-def _offer(request: ServeRequest, name: str) -> DeviceOffer:
-    from costmodels.serving_machine import serving_machine
-
-    try:
-        device = find_device(name, catalogs=request.catalog)
-        levels = serving_machine(device).levels
-    except UnknownNameError:
-        node = find_node(name, catalogs=request.catalog)
-        device = node.device
-        levels = node.levels or serving_machine(device).levels
-    price = request.usd_per_hour.get(device.name)
-    if price is None:
-        price = device_price(device, provider=request.provider, spot=request.spot).usd_per_hour
-    if price <= 0:
-        message = f"{device.name}: a price of {price:g} USD/h is not positive"
-        raise OutOfDomainError(message)
-    return DeviceOffer(
-        device=device,
-        levels=levels,
-        usd_per_hour=price,
-        max_devices=request.max_devices.get(device.name, math.inf),
-        min_devices=request.min_devices.get(device.name, 0),
-    )

@@ -8,7 +8,16 @@ from pydantic import ConfigDict
 
 from planner.plan import Check
 
-__all__ = ["FleetStrategy", "MixEntry", "Route", "ServingPlan", "ServingPrediction", "SimulatedCheck"]
+__all__ = [
+    "FleetStrategy",
+    "LayerSpan",
+    "MixEntry",
+    "ModelPrediction",
+    "Route",
+    "ServingPlan",
+    "ServingPrediction",
+    "SimulatedCheck",
+]
 
 _FILE = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -31,6 +40,8 @@ class MixEntry:
     """Of one instance."""
     load_frac: float
     """Share of the instances' capacity that the routed load takes."""
+    model: str | None = None
+    """Where the fleet serves several."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +57,13 @@ class Route:
     role: Literal["both", "prefill", "decode"]
     shares: Mapping[str, float]
     """Of these requests, by the name of the instances."""
+    model: str | None = None
+    """Where the fleet serves several."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatedCheck:
-    """What a replay of the workload on the planned fleet showed."""
+    """What replays of the workload on the planned fleet showed."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _FILE
 
@@ -61,11 +74,49 @@ class SimulatedCheck:
     """At the request's percentile."""
     tpot_s: float
     holds: bool
+    num_replications: int = 1
+    """A trace is replayed once; a described workload as several made traces."""
+    attainment_low_frac: float | None = None
+    """Requests within the target that is kept least, at the low end of its confidence interval."""
+    confidence_frac: float | None = None
+    """One-sided, over the replications; null for a single replay."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelPrediction:
+    """What one model of a fleet of several is predicted to do."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _FILE
+
+    model: str
+    form: Literal["joint", "split"]
+    ttft_s: float
+    tpot_s: float
+    requests_per_s: float
+    throughput_tokens_per_s: float
+    cost_usd_per_hour: float
+    headroom_frac: float
+    simulated: SimulatedCheck | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSpan:
+    """Consecutive layers on one machine."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _FILE
+
+    machine: int
+    device: str
+    num_devices: int
+    first_layer: int
+    num_layers: int
+    tokens_per_s: float
+    """That the machine passes through these layers, prompt and output tokens of whole requests."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingPrediction:
-    """What the fleet is predicted to do at the request's percentile."""
+    """What the fleet is predicted to do at the request's percentile; of several models, the worst latency."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _FILE
 
@@ -79,15 +130,22 @@ class ServingPrediction:
     cost_usd_per_million_tokens: float
     """Prompt and output tokens."""
     best_single_usd_per_hour: float | None
-    """Of the cheapest fleet of one kind of instance; null where none serves every size."""
-    bound_usd_per_hour: float
-    """Proven: no mix of these instances is cheaper."""
+    """Of the cheapest fleet of one kind of instance, per phase and model; null where none does."""
+    bound_usd_per_hour: float | None
+    """Proven: no mix of these instances is cheaper. Null where another objective was asked for."""
     watts: float | None
     headroom_frac: float
-    """Capacity beyond the mean load that the targets under real arrivals needed."""
+    """Capacity beyond the mean load that the targets under real arrivals needed; capacity is what queueing
+    formulas give, so replays may bear less of it than the load (a negative figure)."""
     simulated: SimulatedCheck | None = None
     joules_per_token: float | None = None
     """Energy of all devices for one output token; null where their power is unknown."""
+    bound_watts: float | None = None
+    """Proven, with the objective energy: no mix of these instances draws less."""
+    bound_requests_per_s: float | None = None
+    """Proven, with the objective throughput: no mix within the limits serves more."""
+    by_model: tuple[ModelPrediction, ...] = ()
+    """Where the fleet serves several."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +154,8 @@ class FleetStrategy:
 
     __pydantic_config__: ClassVar[ConfigDict] = _FILE
 
-    form: Literal["joint", "split"]
+    form: Literal["joint", "split", "mixed", "layers"]
+    """`mixed`: models of one fleet in different forms; `layers`: one model's layers over unlike machines."""
     engine: str
     instances: Mapping[str, int]
 
@@ -114,4 +173,6 @@ class ServingPlan:
     certificate: tuple[Check, ...]
     reason: str
     """Why this fleet and not another."""
+    layers: tuple[LayerSpan, ...] = ()
+    """Which layers each machine holds, where no instance of one kind holds the model."""
     extra: Mapping[str, Any] = field(default_factory=dict)

@@ -29,7 +29,16 @@ from hardware.errors import InfeasibleError
 from solvers.milp import Program, solve_program
 from solvers.outcome import Outcome, Status
 
-__all__ = ["Limit", "MixProblem", "MixSolution", "check_mix", "solve_mix"]
+__all__ = [
+    "Limit",
+    "MixProblem",
+    "MixSolution",
+    "best_single",
+    "check_mix",
+    "mix_program",
+    "require_servers",
+    "solve_mix",
+]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -67,6 +76,8 @@ class MixProblem:
     headroom_frac: Floats | None = None
     """Room beyond the load, for a lost zone: 1 / (zones - 1)."""
     limits: tuple[Limit, ...] = ()
+    weight: Floats | None = None
+    """What is made least, of one instance; None is dollars. shape (items,)"""
     num_slices: int | None = None
     """Cut every bucket into so many equal slices that stay whole (one item each); None splits freely."""
 
@@ -78,6 +89,14 @@ class MixProblem:
         if np.isnan(self.load).any() or (self.load < 0).any() or (self.usd_per_hour <= 0).any():
             message = "load must not be negative, usd_per_hour must be positive"
             raise ValueError(message)
+        if self.weight is not None and (self.weight.shape != shape[:1] or not (self.weight > 0).all()):
+            message = f"weight must have shape {shape[:1]} and be positive"
+            raise ValueError(message)
+
+    @property
+    def price(self) -> Floats:
+        """What is made least, of one instance. shape (items,)"""
+        return self.usd_per_hour if self.weight is None else self.weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -118,10 +137,10 @@ def solve_mix(
         if a bucket cannot be served by any item; names it.
     """
     started = time.monotonic()
-    _require_servers(problem)
+    require_servers(problem)
     whole = problem.num_slices is not None
     merged, groups = (problem, np.arange(len(problem.bucket_names))) if whole else _merge_buckets(problem)
-    program, layout = _program(merged)
+    program, layout = mix_program(merged)
     known = None if whole else _known_cost(merged, solver, time_limit_s, rel_gap)
     outcome = solve_program(
         program,
@@ -144,16 +163,17 @@ def solve_mix(
         count=count,
         share=share[:, groups],
         usd_per_hour=float(problem.usd_per_hour @ count),
-        best_single_usd_per_hour=_best_single(problem),
+        best_single_usd_per_hour=best_single(problem),
     )
     problems = check_mix(problem, solution)
     if problems:
         return Outcome(status=Status.NO_ANSWER, bound=outcome.bound, wall_s=wall_s, conflict=tuple(problems))
-    bound = None if outcome.bound is None else min(outcome.bound, solution.usd_per_hour)
+    objective = float(problem.price @ count)
+    bound = None if outcome.bound is None else min(outcome.bound, objective)
     return Outcome(
         status=outcome.status,
         solution=solution,
-        objective=solution.usd_per_hour,
+        objective=objective,
         bound=bound,
         wall_s=time.monotonic() - started,
     )
@@ -164,11 +184,11 @@ def _known_cost(problem: MixProblem, solver: str, time_limit_s: float | None, re
 
     Such a mix is found at once, and whatever is dearer need not be looked at in the whole problem.
     """
-    dollars = problem.load * problem.usd_per_hour[:, None]
-    near = dollars <= (1.0 + _NEAR_FRAC) * dollars.min(axis=0)
-    if np.isfinite(dollars).sum() < _MANY_SHARES or near.sum() > np.isfinite(dollars).sum() / 2:
+    each = problem.load * problem.price[:, None]
+    near = each <= (1.0 + _NEAR_FRAC) * each.min(axis=0)
+    if np.isfinite(each).sum() < _MANY_SHARES or near.sum() > np.isfinite(each).sum() / 2:
         return None
-    program, _ = _program(replace(problem, load=np.where(near, problem.load, np.inf)))
+    program, _ = mix_program(replace(problem, load=np.where(near, problem.load, np.inf)))
     limit = None if time_limit_s is None else time_limit_s / 4.0
     return solve_program(
         program, solver=solver, time_limit_s=limit, rel_gap=rel_gap, explain=False, sub_mips=False
@@ -204,7 +224,14 @@ def check_mix(problem: MixProblem, solution: MixSolution) -> list[str]:
     return problems
 
 
-def _require_servers(problem: MixProblem) -> None:
+def require_servers(problem: MixProblem) -> None:
+    """Refuse a problem with a bucket that no item serves.
+
+    Raises
+    ------
+    InfeasibleError
+        naming the buckets.
+    """
     lost = np.flatnonzero(~np.isfinite(problem.load).any(axis=0))
     if len(lost):
         names = [problem.bucket_names[b] for b in lost]
@@ -243,11 +270,12 @@ def _merge_buckets(problem: MixProblem) -> tuple[MixProblem, Ints]:
         spare=problem.spare,
         headroom_frac=problem.headroom_frac,
         limits=problem.limits,
+        weight=problem.weight,
     )
     return merged, groups
 
 
-def _program(problem: MixProblem) -> tuple[Program, _Layout]:
+def mix_program(problem: MixProblem) -> tuple[Program, _Layout]:
     """Return the mixed-integer program: counts first, then shares, then uses."""
     num_items, num_buckets = problem.load.shape
     items, buckets = np.nonzero(np.isfinite(problem.load))
@@ -286,7 +314,7 @@ def _program(problem: MixProblem) -> tuple[Program, _Layout]:
             ),
             *(f"used {problem.item_names[i]}" for i in used),
         ),
-        cost=np.concatenate([problem.usd_per_hour, np.zeros(num_shares + len(used))]),
+        cost=np.concatenate([problem.price, np.zeros(num_shares + len(used))]),
         lower=np.concatenate([low, np.zeros(num_shares + len(used))]),
         upper=np.concatenate([high, np.full(num_shares, pieces), np.ones(len(used))]),
         integer=np.concatenate(
@@ -309,9 +337,12 @@ def _program(problem: MixProblem) -> tuple[Program, _Layout]:
     return program, _Layout(items=items, buckets=buckets, used=used)
 
 
-def _best_single(problem: MixProblem) -> float:
-    """Return the cost of the cheapest item that carries every bucket alone, spares included; limits aside."""
-    need = problem.load.sum(axis=1)
+def best_single(problem: MixProblem, buckets: slice = slice(None)) -> float:
+    """Return the cost of the cheapest item that carries all (given) buckets alone, spares included.
+
+    Limits are left aside; infinite where no item can.
+    """
+    need = problem.load[:, buckets].sum(axis=1)
     if problem.headroom_frac is not None:
         need = need * (1.0 + problem.headroom_frac)
     alone = np.where(np.isfinite(need), np.ceil(need - _LOAD_TOLERANCE), np.inf)

@@ -11,6 +11,19 @@ __all__ = ["plan_serve"]
 
 
 Gpus = Annotated[str | None, typer.Option("--gpus", help="Devices, separated by commas.")]
+ClusterName = Annotated[
+    str | None, typer.Option("--cluster", help="In place of --gpus: all devices of a cluster, name or YAML.")
+]
+Nodes = Annotated[
+    int | None, typer.Option("--nodes", help="Of the cluster, where its file leaves them open.")
+]
+Objective = Annotated[
+    str | None, typer.Option("--objective", help="cost, energy, or throughput (within limits).")
+]
+Provider = Annotated[str | None, typer.Option("--provider", help="Whose prices: aws, gcp, lambda ...")]
+Region = Annotated[str | None, typer.Option("--region", help="Where those prices hold.")]
+Spot = Annotated[bool | None, typer.Option("--spot/--on-demand", help="Interruptible prices.")]
+Top = Annotated[int | None, typer.Option("--top", help="Plans to return, best first; 3.")]
 WorkloadOption = Annotated[
     str | None,
     typer.Option("--workload", help="Trace or histogram CSV, azure-conv, azure-code, fixed:1024x256."),
@@ -34,7 +47,7 @@ Spares = Annotated[
 ]
 Zones = Annotated[int | None, typer.Option("--num-zones", help="Zones; one may be lost.")]
 Budget = Annotated[float | None, typer.Option("--budget-usd-per-hour", help="Most to spend.")]
-Power = Annotated[float | None, typer.Option("--power-budget-w", help="Most to draw.")]
+Power = Annotated[float | None, typer.Option("--power-budget-w", "--power-budget", help="Most to draw.")]
 Simulate = Annotated[
     bool | None, typer.Option("--simulate/--no-simulate", help="Check the plan by simulation.")
 ]
@@ -78,6 +91,8 @@ def _flags(given: dict[str, Any]) -> dict[str, Any]:
 def plan_serve(
     model: ModelOption = None,
     gpus: Gpus = None,
+    cluster: ClusterName = None,
+    nodes: Nodes = None,
     workload: WorkloadOption = None,
     rate_per_s: Rate = None,
     slo_ttft_s: Ttft = None,
@@ -90,7 +105,11 @@ def plan_serve(
     form: Form = None,
     lora_rank: LoraRank = None,
     num_adapters: Adapters = None,
+    objective: Objective = None,
     usd_per_hour: Prices = None,
+    provider: Provider = None,
+    region: Region = None,
+    spot: Spot = None,
     max_devices: MaxDevices = None,
     min_devices: MinDevices = None,
     spare_instances: Spares = None,
@@ -98,6 +117,7 @@ def plan_serve(
     budget_usd_per_hour: Budget = None,
     power_budget_w: Power = None,
     simulate: Simulate = None,
+    top: Top = None,
     request: RequestOption = None,
     catalog: CatalogOption = None,
     output: OutputOption = None,
@@ -106,18 +126,18 @@ def plan_serve(
     """Find the cheapest fleet of instances that serves the workload within the latency targets."""
     given = locals()
     with readable_errors():
-        from planner.plan_io import plan_text, write_plan
+        from planner.plan_io import plan_text
+        from planner.serving_parts import write_serving_plan
         from planner.serving_plan import plan_serving
         from planner.serving_request import read_serve_request
 
         plan = plan_serving(read_serve_request(request, _flags(given)))
-        if output is not None:
-            write_plan(plan, output)
+        written = () if output is None else write_serving_plan(plan, output)
         if json:
             typer.echo(plan_text(plan), nl=False)
             return
         from planner.cli.render_serving import print_serving_plans
 
         print_serving_plans(plan)
-        if output is not None:
-            typer.echo(f"written: {output}", err=True)
+        for path in written:
+            typer.echo(f"written: {path}", err=True)

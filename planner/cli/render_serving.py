@@ -4,7 +4,7 @@ from planner.cli.render import console, parts_text, print_table
 from planner.plan import PlanFile
 from planner.serving_estimate import ServingEstimate
 from planner.serving_explain import ServingExplanation
-from planner.serving_types import MixEntry, ServingPlan
+from planner.serving_types import MixEntry, ServingPlan, SimulatedCheck
 
 __all__ = ["print_serving_estimate", "print_serving_explanation", "print_serving_plans"]
 
@@ -23,7 +23,9 @@ def print_serving_plans(file: PlanFile[ServingPlan]) -> None:
     """Print each fleet with its figures, the router's split of the best one, and what was searched."""
     out = console()
     request = file.request
-    out.print(f"{request['model']}, {request['workload']}, engine {request['engine']}")
+    for one in request.get("models") or [request]:
+        asked = {**request, **{k: v for k, v in one.items() if v is not None}}
+        out.print(f"{asked['model']}, {asked['workload']}, engine {asked['engine']}")
     for number, plan in enumerate(file.plans, start=1):
         p = plan.predicted
         out.print(
@@ -32,14 +34,18 @@ def print_serving_plans(file: PlanFile[ServingPlan]) -> None:
             f"{p.requests_per_s:.3g} requests/s, {p.cost_usd_per_million_tokens:.3f} USD per million tokens",
             soft_wrap=True,
         )
+        if p.watts is not None and p.joules_per_token is not None:
+            out.print(f"   {p.watts:.0f} W, {p.joules_per_token:.3g} J per output token", soft_wrap=True)
         if p.simulated is not None:
-            s = p.simulated
-            verdict = "targets hold" if s.holds else "targets do NOT hold"
+            out.print(f"   {_replay_words(p.simulated, p.headroom_frac)}", soft_wrap=True)
+        for m in p.by_model:
             out.print(
-                f"   replayed {s.num_requests} requests: {verdict}, TTFT {_seconds(s.ttft_s)}, "
-                f"TPOT {_seconds(s.tpot_s)}, headroom {100 * p.headroom_frac:.0f} %",
+                f"   {m.model}: {m.cost_usd_per_hour:.2f} USD/h, {m.form}, TTFT {_seconds(m.ttft_s)}, "
+                f"TPOT {_seconds(m.tpot_s)}, {m.requests_per_s:.3g} requests/s",
                 soft_wrap=True,
             )
+            if m.simulated is not None:
+                out.print(f"      {_replay_words(m.simulated, m.headroom_frac)}", soft_wrap=True)
         print_table(
             "", ("instances", "count", "role", "devices each", "USD/h each", "load"), map(_row, plan.mix)
         )
@@ -54,13 +60,33 @@ def print_serving_plans(file: PlanFile[ServingPlan]) -> None:
         ]
         for r in best.routing
     ]
-    if len(best.mix) > 1:
+    if best.layers:
+        spans = [
+            [
+                str(s.machine),
+                f"{s.num_devices} x {s.device}",
+                f"{s.first_layer} to {s.first_layer + s.num_layers - 1}",
+                f"{s.tokens_per_s:.0f}",
+            ]
+            for s in best.layers
+        ]
+        print_table("\nlayers of #1", ("machine", "devices", "layers", "tokens/s"), spans)
+    if len(best.mix) > 1 and rows:
         print_table("\nrouting of #1", ("prompt up to", "output up to", "requests/s", "goes to"), rows)
     out.print(
         f"\n{file.search.num_configs} engine configurations, {file.search.num_feasible} fit", soft_wrap=True
     )
     for note in file.diagnostics:
         out.print(f"note: {note}", soft_wrap=True)
+
+
+def _replay_words(s: SimulatedCheck, headroom_frac: float) -> str:
+    verdict = "targets hold" if s.holds else "targets do NOT hold"
+    sure = "" if s.confidence_frac is None else f" with {100 * s.confidence_frac:g} % confidence"
+    return (
+        f"replayed {s.num_requests} requests: {verdict}{sure}, TTFT {_seconds(s.ttft_s)}, "
+        f"TPOT {_seconds(s.tpot_s)}, headroom {100 * headroom_frac:.0f} %"
+    )
 
 
 def _row(m: MixEntry) -> list[str]:

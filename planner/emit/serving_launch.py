@@ -71,6 +71,7 @@ def serving_launch(file: PlanFile[ServingPlan], origin: Origin) -> ServingLaunch
     from hardware.catalog import find_device
 
     plan = file.plans[origin.plan_number - 1]
+    _check_one_fleet(file, plan)
     catalogs = tuple(str(c) for c in file.request.get("catalog", ()))
     pools, port = [], 8000
     names = [dns_name(entry.name) for entry in plan.mix]
@@ -103,6 +104,17 @@ def serving_launch(file: PlanFile[ServingPlan], origin: Origin) -> ServingLaunch
         longest_tokens=None if prompts is None or outputs is None else prompts + outputs,
         longest_prompt_tokens=prompts,
     )
+
+
+def _check_one_fleet(file: PlanFile[ServingPlan], plan: ServingPlan) -> None:
+    """Refuse what no engine starts from one set of files: several models, layers over unlike machines."""
+    if plan.layers:
+        problem = "plans: the layers of one model stand on unlike machines, which no target can launch"
+        raise SpecError("plan", [problem])
+    models = [str(m["model"]) for m in file.request.get("models") or ()]
+    if models:
+        problem = f"request.models: {', '.join(models)}; `plan serve -o` wrote one file for each, emit those"
+        raise SpecError("plan", [problem])
 
 
 def dns_name(text: str) -> str:

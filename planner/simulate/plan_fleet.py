@@ -11,6 +11,7 @@ from hardware.errors import InputError, SpecError
 from hardware.schema import validate
 from planner.simulate.fleet import Fleet
 from planner.simulate.fleet_file import FleetFile, fleet_from_file
+from planner.simulate.settings import Speculation
 
 __all__ = ["read_plan_fleet"]
 
@@ -40,6 +41,9 @@ def read_plan_fleet(path: Path) -> tuple[Fleet, Slo | None]:
     if not plans:
         raise SpecError(str(path), ["plans: holds no plan to simulate"])
     request = document.get("request", {})
+    whole = _not_one_fleet(plans[0])
+    if whole:
+        raise SpecError(str(path), [f"plans.0: {whole}"])
     try:
         document = _fleet_entry(plans[0], request)
     except (KeyError, TypeError, AttributeError) as error:
@@ -48,6 +52,16 @@ def read_plan_fleet(path: Path) -> tuple[Fleet, Slo | None]:
         ) from None
     entry = validate(FleetFile, document, str(path), prefix="plans.0")
     return fleet_from_file(entry, where=str(path), folder=path.parent), _slo(request, str(path))
+
+
+def _not_one_fleet(plan: dict[str, Any]) -> str:
+    """Return why a plan cannot be replayed as one fleet of one model; empty where it can."""
+    if plan.get("layers"):
+        return "spreads one model's layers over unlike machines, which is not simulated"
+    models = dict.fromkeys(part.get("model") for part in plan.get("mix", []) if part.get("model"))
+    if models:
+        return f"serves {', '.join(models)}; `plan serve -o` wrote one file for each, simulate those"
+    return ""
 
 
 def _fleet_entry(plan: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
@@ -85,20 +99,10 @@ def _pool_entry(part: dict[str, Any], request: dict[str, Any], stack: str) -> di
             engine[ours] = config.pop(theirs)
     drafts = engine.get("speculative_tokens", 0)
     if drafts:
-        engine["acceptance_frac"] = _acceptance(drafts, float(request.get("accepted_tokens", 0.0)))
+        engine["acceptance_frac"] = Speculation.keeping(
+            drafts, float(request.get("accepted_tokens", 0.0))
+        ).acceptance_frac
     return {"name": part["name"], "count": part["count"], "engine": engine | config}
-
-
-def _acceptance(drafts: int, accepted: float) -> float:
-    """Return the chance a per draft at which `accepted` are kept on average: a + a^2 + ... + a^drafts."""
-    low, high = 0.0, 1.0 - 1e-9
-    for _ in range(60):
-        middle = 0.5 * (low + high)
-        if sum(middle**i for i in range(1, drafts + 1)) < accepted:
-            low = middle
-        else:
-            high = middle
-    return low
 
 
 def _slo(request: dict[str, Any], where: str) -> Slo | None:

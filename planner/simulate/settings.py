@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Self
 
 from hardware.errors import UnknownNameError
 
@@ -45,6 +46,18 @@ class Speculation:
         if self.num_tokens < 1 or not 0.0 <= self.acceptance_frac < 1.0:
             message = "speculation needs num_tokens of at least 1 and acceptance_frac in [0, 1)"
             raise ValueError(message)
+
+    @classmethod
+    def keeping(cls, num_tokens: int, accepted_tokens: float) -> Self:
+        """Return drafts of which `accepted_tokens` are kept on average: a + a^2 + ... + a^num_tokens."""
+        low, high = 0.0, 1.0 - 1e-9
+        for _ in range(60):
+            middle = 0.5 * (low + high)
+            if sum(middle**i for i in range(1, num_tokens + 1)) < accepted_tokens:
+                low = middle
+            else:
+                high = middle
+        return cls(num_tokens=num_tokens, acceptance_frac=low)
 
     @property
     def tokens_per_step(self) -> float:
