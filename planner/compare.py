@@ -1,9 +1,10 @@
-"""What differs between two training plans, and what each difference costs."""
+"""What differs between two training plans, and what each difference costs; reading one plan of a file."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from costmodels.strategy import Recompute, Strategy
 from hardware.errors import InputError
@@ -12,6 +13,7 @@ from planner.plan_io import read_plan
 
 __all__ = ["Change", "Comparison", "compare_plans", "read_one_plan", "value_words"]
 
+COMPARED = ("train", "serve")
 _NUMBERED = re.compile(r"(.+)#(\d+)$")
 
 
@@ -92,22 +94,21 @@ def compare_plans(first: TrainingPlan, second: TrainingPlan) -> Comparison:
     )
 
 
-def read_one_plan(where: str) -> TrainingPlan:
-    """Return the plan that `where` names: a file's best plan, or its N-th as ``plan.json#N``.
+def read_one_plan(where: str) -> tuple[str, Any]:
+    """Return kind and plan that `where` names: a file's best plan, or its N-th as ``plan.json#N``.
 
     Raises
     ------
     InputError
-        if the file has no such plan or holds another kind.
+        if the file has no such plan or is of a kind that is not compared.
     """
     match = _NUMBERED.match(where)
     path, number = (match.group(1), int(match.group(2))) if match and not Path(where).exists() else (where, 1)
     file = read_plan(path)
-    if file.kind != "train":
-        message = f"{path}: kind: {file.kind!r}; only training plans (kind 'train') can be compared"
+    if file.kind not in COMPARED:
+        message = f"{path}: kind: {file.kind!r}; only {' and '.join(COMPARED)} plans can be compared"
         raise InputError(message)
     if not 1 <= number <= len(file.plans):
         message = f"{path}: there is no plan #{number}; it holds #1 to #{len(file.plans)}"
         raise InputError(message)
-    plan: TrainingPlan = file.plans[number - 1]
-    return plan
+    return file.kind, file.plans[number - 1]

@@ -24,6 +24,7 @@ __all__ = [
     "Slot",
     "fleet_of",
     "instance_watts",
+    "left_after_losses",
     "mix_problem",
     "single_usd_per_hour",
 ]
@@ -130,17 +131,25 @@ def mix_problem(request: ServeRequest, fleet: Fleet, headrooms: tuple[float, ...
                     with np.errstate(divide="ignore"):
                         load[i, span] = rate / item.rate_per_s
     num_items = len(fleet.items)
-    zones = np.full(num_items, 1.0 / (request.num_zones - 1)) if request.num_zones > 1 else None
     return MixProblem(
         item_names=fleet.item_names,
         bucket_names=fleet.bucket_names,
         usd_per_hour=np.array([item.usd_per_hour for item in fleet.items]),
         load=load,
         spare=np.full(num_items, request.spare_instances) if request.spare_instances else None,
-        headroom_frac=zones,
+        num_zones=request.num_zones,
         limits=_limits(request, fleet.items),
         weight=_watts_of(fleet.items, "objective: energy") if request.objective == "energy" else None,
     )
+
+
+def left_after_losses(request: ServeRequest, count: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the instances that are left when the spares and the fullest zone are lost."""
+    zone = -(-count // request.num_zones) if request.num_zones > 1 else 0
+    left: npt.NDArray[np.int64] = np.maximum(
+        count - zone - np.where(count > 0, request.spare_instances, 0), 0
+    )
+    return left
 
 
 def single_usd_per_hour(fleet: Fleet, problem: MixProblem) -> float:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import ConfigDict
 
+from hardware.errors import SpecError
 from planner.serving_fields import Count, Format, KvFormat, Natural, Percent, Positive, Share, StayForm
 
 if TYPE_CHECKING:
@@ -40,9 +41,23 @@ class ModelDemand:
 
 
 def model_requests(request: "ServeRequest") -> tuple["ServeRequest", ...]:
-    """Return one request per model, each with its own traffic and targets and the limits of the whole."""
+    """Return one request per model, each with its own traffic and targets and the limits of the whole.
+
+    Raises
+    ------
+    SpecError
+        if a model appears twice, or `model` is given as well.
+    """
     if not request.models:
         return (request,)
+    names = [demand.model for demand in request.models]
+    problems = []
+    if request.model is not None:
+        problems.append(f"models: give either model ({request.model}) or models ({', '.join(names)})")
+    if len(set(names)) < len(names):
+        problems.append(f"models: a model appears twice in {', '.join(names)}")
+    if problems:
+        raise SpecError("request", problems)
     return tuple(
         replace(
             request,

@@ -10,17 +10,17 @@ import numpy as np
 from hardware.errors import InfeasibleError
 from planner.plan import PlanFile, Search
 from planner.plan_io import plan_document
-from planner.serving_check import SimulatedFleet, simulated_check
 from planner.serving_items import find_items
 from planner.serving_layers import plan_layers
-from planner.serving_mix import Demand, Fleet, Form, Slot, fleet_of, mix_problem
+from planner.serving_mix import Demand, Fleet, Form, fleet_of, mix_problem
 from planner.serving_models import model_requests
 from planner.serving_offers import DeviceOffer
 from planner.serving_provenance import serving_provenance
+from planner.serving_replays import Replays
 from planner.serving_request import ServeRequest, resolve_serving
 from planner.serving_result import SolvedFleet, serving_plan_of
-from planner.serving_types import ServingPlan, SimulatedCheck
-from planner.serving_workload import Workload, bucketise, read_workload
+from planner.serving_types import ServingPlan
+from planner.serving_workload import bucketise, read_workload
 from solvers.gpu_mix import MixProblem, MixSolution, solve_mix
 from solvers.gpu_mix_rate import solve_most_load
 from solvers.outcome import Outcome
@@ -48,9 +48,10 @@ def plan_serving(request: ServeRequest) -> PlanFile[ServingPlan]:
     demands = tuple(_demand(*each) for each in asked)
     plans: list[ServingPlan] = []
     failures: list[InfeasibleError] = []
+    replays = Replays(request)
     for forms in _forms(demands):
         try:
-            plans.append(_plan_of_forms(forms, request, demands))
+            plans.append(_plan_of_forms(forms, request, demands, replays))
         except InfeasibleError as error:
             failures.append(error)
     notes = [f"{f.args[0]}" for f in failures]
@@ -123,6 +124,8 @@ def _explained(error: InfeasibleError, demands: tuple[Demand, ...]) -> Infeasibl
         whose = f"{demand.name}: " if several else ""
         reasons += [f"{whose}{b}" for b in demand.search.bounds if not b.endswith(": ")]
         reasons += [f"{whose}{e.rule} ({e.count})" for e in demand.search.excluded if "fit" in e.rule]
+    if not any(d.search.num_feasible for d in demands):
+        reasons.append("with max_devices of every device, its layers are spread over several machines")
     message = f"{error.args[0]}; " + "; ".join(dict.fromkeys(reasons)) if reasons else str(error.args[0])
     return InfeasibleError(message, error.conflict or demands[0].buckets.names)
 
@@ -135,32 +138,32 @@ def _solve(request: ServeRequest, problem: MixProblem) -> tuple[Outcome[MixSolut
 
 
 def _plan_of_forms(
-    forms: tuple[Form, ...], request: ServeRequest, demands: tuple[Demand, ...]
+    forms: tuple[Form, ...], request: ServeRequest, demands: tuple[Demand, ...], replays: Replays
 ) -> ServingPlan:
     """Return the best fleet of the given forms, with the headroom that each model's simulation needed."""
     fleet = fleet_of(demands, forms)
     steps = [_HEADROOM_STEPS.index(0.0)] * len(demands)
-    found = _solved(request, fleet, steps)
+    found = _solved(request, fleet, steps, replays)
     while late := [n for n, check in enumerate(found.checks) if check is not None and not check.holds]:
         if any(steps[n] + 1 == len(_HEADROOM_STEPS) for n in late):
             break
         for n in late:
             steps[n] += 1
         try:
-            found = _solved(request, fleet, steps)
+            found = _solved(request, fleet, steps, replays)
         except InfeasibleError:
             break
     if not late and request.simulate:
-        found = _lowered(found, steps)
+        found = _lowered(found, steps, replays)
     return serving_plan_of(found)
 
 
-def _lowered(found: SolvedFleet, steps: list[int]) -> SolvedFleet:
+def _lowered(found: SolvedFleet, steps: list[int], replays: Replays) -> SolvedFleet:
     """Return a fleet with as little headroom as the simulation of each model still bears."""
     for n in range(len(steps)):
         while steps[n] > 0:
             fewer = [*steps[:n], steps[n] - 1, *steps[n + 1 :]]
-            tried = _solved(found.request, found.fleet, fewer, known=found)
+            tried = _solved(found.request, found.fleet, fewer, replays)
             if not all(check is None or check.holds for check in tried.checks):
                 break
             steps[n] = fewer[n]
@@ -169,20 +172,15 @@ def _lowered(found: SolvedFleet, steps: list[int]) -> SolvedFleet:
     return found
 
 
-def _solved(
-    request: ServeRequest, fleet: Fleet, steps: list[int], known: SolvedFleet | None = None
-) -> SolvedFleet:
-    """Return the best mix at the given headrooms, replayed but for the parts that are as in `known`."""
+def _solved(request: ServeRequest, fleet: Fleet, steps: list[int], replays: Replays) -> SolvedFleet:
+    """Return the best mix at the given headrooms, replayed."""
     headrooms = tuple(_HEADROOM_STEPS[s] for s in steps)
     problem = mix_problem(request, fleet, headrooms)
     outcome, scale = _solve(request, problem)
     solution = outcome.unwrap()
-    checks = []
-    for n, slot in enumerate(fleet.slots):
-        same = known is not None and scale == known.scale and _same(slot, solution, known.solution)
-        checks.append(
-            known.checks[n] if same and known is not None else _check(slot, fleet, solution, scale, request)
-        )
+    checks = tuple(
+        replays.check(slot, fleet, solution, scale) if request.simulate else None for slot in fleet.slots
+    )
     return SolvedFleet(
         request=request,
         fleet=fleet,
@@ -190,42 +188,8 @@ def _solved(
         outcome=outcome,
         scale=scale,
         headrooms=headrooms,
-        checks=tuple(checks),
+        checks=checks,
     )
-
-
-def _same(slot: Slot, a: MixSolution, b: MixSolution) -> bool:
-    """Return whether two mixes serve one demand alike."""
-    equal = np.array_equal(a.count[slot.items], b.count[slot.items])
-    return equal and np.allclose(a.share[slot.items], b.share[slot.items], atol=1e-3)
-
-
-def _check(
-    slot: Slot, fleet: Fleet, solution: MixSolution, scale: float, request: ServeRequest
-) -> SimulatedCheck | None:
-    """Return what a replay of one model's traffic on its part of the fleet shows."""
-    if not request.simulate:
-        return None
-    demand = slot.demand
-    columns = slice(slot.buckets[0].start, slot.buckets[-1].stop)
-    part = replace(solution, count=solution.count[slot.items], share=solution.share[slot.items][:, columns])
-    simulated = SimulatedFleet(
-        request=demand.request,
-        model=demand.model,
-        engine=demand.engine,
-        items=fleet.items[slot.items],
-        buckets=demand.buckets,
-    )
-    return simulated_check(simulated, part, _scaled(demand.workload, scale))
-
-
-def _scaled(workload: Workload, scale: float) -> Workload:
-    """Return the workload at another rate."""
-    if scale == 1.0:
-        return workload
-    rate = workload.traffic.rate_per_s * scale
-    trace = None if workload.trace is None else workload.trace.scaled(rate)
-    return Workload(traffic=replace(workload.traffic, rate_per_s=rate), trace=trace)
 
 
 def _rank(request: ServeRequest, plan: ServingPlan) -> tuple[float, ...]:

@@ -9,14 +9,14 @@ requests per second within the latency targets, so a request rate :math:`r_b` se
 .. math::
 
     \min \sum_i c_i y_i \quad\text{s.t.}\quad \sum_i z_{ib} = 1 \;\forall b, \qquad
-    (1 + \rho_i) \sum_b a_{ib} z_{ib} + s_i u_i \le y_i \;\forall i, \qquad
+    \sum_b a_{ib} z_{ib} + s_i u_i \le y_i - m_i \;\forall i, \qquad
     \sum_i w_{ki} y_i \le W_k \;\forall k
 
 :math:`y_i` are whole, the shares continuous: cutting a bucket costs nothing at the router, and identical
 slices of it never become separate unknowns (T. Griggs et al., Mélange, arXiv 2404.14527, cuts buckets
 into slices and makes one binary of each). :math:`s_i` spare instances are kept where item i is used
-(:math:`u_i` is one then); :math:`\rho_i` keeps room for a lost zone. Limits k are stock, quotas, budget
-or power.
+(:math:`u_i` is one then); :math:`m_i \ge y_i / Z`, whole, are the instances in the fullest of Z zones, of
+which one may be lost (zero with one zone). Limits k are stock, quotas, budget or power.
 """
 
 import time
@@ -73,8 +73,8 @@ class MixProblem:
     max_count: Ints | None = None
     spare: Ints | None = None
     """Instances that may fail while the rest still carries the load, for items that are used."""
-    headroom_frac: Floats | None = None
-    """Room beyond the load, for a lost zone: 1 / (zones - 1)."""
+    num_zones: int = 1
+    """Zones over which each item's instances are spread evenly; with more than one, any may be lost."""
     limits: tuple[Limit, ...] = ()
     weight: Floats | None = None
     """What is made least, of one instance; None is dollars. shape (items,)"""
@@ -204,13 +204,12 @@ def check_mix(problem: MixProblem, solution: MixSolution) -> list[str]:
     ]
     load = np.where(solution.share > 0, problem.load, 0.0)
     need = (load * solution.share).sum(axis=1)
-    if problem.headroom_frac is not None:
-        need = need * (1.0 + problem.headroom_frac)
     if problem.spare is not None:
         need = need + np.where(need > _LOAD_TOLERANCE, problem.spare, 0)
+    left = solution.count - (-(-solution.count // problem.num_zones) if problem.num_zones > 1 else 0)
     problems += [
-        f"{problem.item_names[i]}: {need[i]:.6f} needed, {solution.count[i]} planned"
-        for i in np.flatnonzero(need > solution.count * (1.0 + _LOAD_TOLERANCE) + _LOAD_TOLERANCE)
+        f"{problem.item_names[i]}: {need[i]:.6f} needed, {left[i]} of {solution.count[i]} planned are left"
+        for i in np.flatnonzero(need > left * (1.0 + _LOAD_TOLERANCE) + _LOAD_TOLERANCE)
     ]
     low, high = _bounds(problem)
     problems += [
@@ -268,7 +267,7 @@ def _merge_buckets(problem: MixProblem) -> tuple[MixProblem, Ints]:
         min_count=problem.min_count,
         max_count=problem.max_count,
         spare=problem.spare,
-        headroom_frac=problem.headroom_frac,
+        num_zones=problem.num_zones,
         limits=problem.limits,
         weight=problem.weight,
     )
@@ -281,16 +280,18 @@ def mix_program(problem: MixProblem) -> tuple[Program, _Layout]:
     items, buckets = np.nonzero(np.isfinite(problem.load))
     spare = np.zeros(num_items) if problem.spare is None else problem.spare.astype(float)
     used = np.flatnonzero(spare > 0)
-    room = 1.0 if problem.headroom_frac is None else 1.0 + problem.headroom_frac[items]
+    zoned = np.arange(num_items) if problem.num_zones > 1 else np.zeros(0, dtype=np.int64)
     pieces = float(problem.num_slices or 1)
-    load = problem.load[items, buckets] * room / pieces
+    load = problem.load[items, buckets] / pieces
     num_shares = len(items)
     low, high = _bounds(problem)
     share_columns = num_items + np.arange(num_shares)
     use_columns = num_items + num_shares + np.arange(len(used))
     all_load = np.where(np.isfinite(problem.load), problem.load, 0.0).sum(axis=1)
-    ceiling = np.minimum(high, np.ceil(2.0 * all_load) + spare + 1.0 + low)
-    limit_rows = num_buckets + num_items + len(used) + np.arange(len(problem.limits))
+    ceiling = np.minimum(high, np.ceil(2.0 * (all_load + spare)) + 2.0 + low)
+    zone_columns = num_items + num_shares + len(used) + np.arange(len(zoned))
+    zone_rows = num_buckets + num_items + len(used) + np.arange(len(zoned))
+    limit_rows = num_buckets + num_items + len(used) + len(zoned) + np.arange(len(problem.limits))
     entries = [
         (buckets, share_columns, np.ones(num_shares)),
         (num_buckets + items, share_columns, load),
@@ -298,6 +299,9 @@ def mix_program(problem: MixProblem) -> tuple[Program, _Layout]:
         (num_buckets + used, use_columns, spare[used]),
         (num_buckets + num_items + np.arange(len(used)), used, np.ones(len(used))),
         (num_buckets + num_items + np.arange(len(used)), use_columns, -ceiling[used]),
+        (num_buckets + zoned, zone_columns, np.ones(len(zoned))),
+        (zone_rows, zoned, np.ones(len(zoned))),
+        (zone_rows, zone_columns, np.full(len(zoned), -float(problem.num_zones))),
     ]
     for row, limit in zip(limit_rows.tolist(), problem.limits, strict=True):
         taking = np.flatnonzero(limit.per_instance)
@@ -305,6 +309,7 @@ def mix_program(problem: MixProblem) -> tuple[Program, _Layout]:
     rows, columns, values = (np.concatenate(part) for part in zip(*entries, strict=True))
     order = np.lexsort((columns, rows))
     totals = np.array([limit.total for limit in problem.limits])
+    num_more = len(used) + len(zoned)
     program = Program(
         column_names=(
             *(f"count {n}" for n in problem.item_names),
@@ -313,23 +318,25 @@ def mix_program(problem: MixProblem) -> tuple[Program, _Layout]:
                 for i, b in zip(items, buckets, strict=True)
             ),
             *(f"used {problem.item_names[i]}" for i in used),
+            *(f"fullest zone of {problem.item_names[i]}" for i in zoned),
         ),
-        cost=np.concatenate([problem.price, np.zeros(num_shares + len(used))]),
-        lower=np.concatenate([low, np.zeros(num_shares + len(used))]),
-        upper=np.concatenate([high, np.full(num_shares, pieces), np.ones(len(used))]),
+        cost=np.concatenate([problem.price, np.zeros(num_shares + num_more)]),
+        lower=np.concatenate([low, np.zeros(num_shares + num_more)]),
+        upper=np.concatenate([high, np.full(num_shares, pieces), np.ones(len(used)), high[zoned]]),
         integer=np.concatenate(
-            [np.ones(num_items), np.full(num_shares, problem.num_slices is not None), np.ones(len(used))]
+            [np.ones(num_items), np.full(num_shares, problem.num_slices is not None), np.ones(num_more)]
         ).astype(bool),
         row_names=(
             *(f"serve {n}" for n in problem.bucket_names),
             *(f"capacity {n}" for n in problem.item_names),
             *(f"use {problem.item_names[i]}" for i in used),
+            *(f"zones {problem.item_names[i]}" for i in zoned),
             *(f"limit {limit.name}" for limit in problem.limits),
         ),
         row_lower=np.concatenate(
-            [np.ones(num_buckets), np.full(num_items + len(used) + len(totals), -np.inf)]
+            [np.ones(num_buckets), np.full(num_items + num_more + len(totals), -np.inf)]
         ),
-        row_upper=np.concatenate([np.full(num_buckets, pieces), np.zeros(num_items + len(used)), totals]),
+        row_upper=np.concatenate([np.full(num_buckets, pieces), np.zeros(num_items + num_more), totals]),
         entry_rows=rows[order],
         entry_columns=columns[order],
         entry_values=values[order],
@@ -343,10 +350,10 @@ def best_single(problem: MixProblem, buckets: slice = slice(None)) -> float:
     Limits are left aside; infinite where no item can.
     """
     need = problem.load[:, buckets].sum(axis=1)
-    if problem.headroom_frac is not None:
-        need = need * (1.0 + problem.headroom_frac)
     alone = np.where(np.isfinite(need), np.ceil(need - _LOAD_TOLERANCE), np.inf)
     if problem.spare is not None:
         alone = alone + problem.spare
+    if problem.num_zones > 1:
+        alone = alone + np.ceil(alone / (problem.num_zones - 1))
     best: float = np.min(alone * problem.usd_per_hour)
     return best

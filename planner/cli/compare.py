@@ -1,11 +1,14 @@
 """`meshwright compare`: what differs between two plans."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from planner.cli.errors import readable_errors
 from planner.cli.options import JsonOption
+
+if TYPE_CHECKING:
+    from planner.serving_types import ServingPlan
 
 __all__ = ["compare"]
 
@@ -17,13 +20,37 @@ def compare(
 ) -> None:
     """Say how two plans differ and what each difference costs."""
     with readable_errors():
+        from hardware.errors import InputError
         from planner.compare import compare_plans, read_one_plan
         from planner.plan_io import plan_text
 
-        comparison = compare_plans(read_one_plan(first), read_one_plan(second))
+        (kind, a), (other, b) = read_one_plan(first), read_one_plan(second)
+        if kind != other:
+            message = (
+                f"{second}: is a plan of kind {other!r}, {first} one of kind {kind!r}; compare like with like"
+            )
+            raise InputError(message)
+        if kind == "serve":
+            _compare_serving(a, b, json=json)
+            return
+        comparison = compare_plans(a, b)
         if json:
             typer.echo(plan_text(comparison), nl=False)
             return
         from planner.cli.render_reasons import print_comparison
 
         print_comparison(comparison)
+
+
+def _compare_serving(first: "ServingPlan", second: "ServingPlan", *, json: bool) -> None:
+    """Print how two serving plans differ."""
+    from planner.plan_io import plan_text
+    from planner.serving_compare import compare_serving
+
+    comparison = compare_serving(first, second)
+    if json:
+        typer.echo(plan_text(comparison), nl=False)
+        return
+    from planner.cli.render_serving_reasons import print_serving_comparison
+
+    print_serving_comparison(comparison)

@@ -51,6 +51,6 @@ def _explain_serving(file: "PlanFile[ServingPlan]", *, json: bool) -> None:
     if json:
         typer.echo(plan_text(explanation), nl=False)
         return
-    from planner.cli.render_serving import print_serving_explanation
+    from planner.cli.render_serving_reasons import print_serving_explanation
 
     print_serving_explanation(explanation)

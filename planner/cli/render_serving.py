@@ -3,10 +3,9 @@
 from planner.cli.render import console, parts_text, print_table
 from planner.plan import PlanFile
 from planner.serving_estimate import ServingEstimate
-from planner.serving_explain import ServingExplanation
 from planner.serving_types import MixEntry, ServingPlan, SimulatedCheck
 
-__all__ = ["print_serving_estimate", "print_serving_explanation", "print_serving_plans"]
+__all__ = ["print_serving_estimate", "print_serving_plans"]
 
 _SHARES_SHOWN = 1e-3
 
@@ -116,22 +115,3 @@ def print_serving_estimate(found: ServingEstimate) -> None:
         f"memory:           {parts_text(found.memory_parts_bytes, 'B')}; {found.max_requests} requests",
         soft_wrap=True,
     )
-
-
-def print_serving_explanation(found: ServingExplanation) -> None:
-    """Print why a fleet won, what changes of the question cost, and what was checked."""
-    out = console()
-    out.print(found.reason, soft_wrap=True)
-    rows = [
-        [
-            m.change,
-            "cannot be served" if m.usd_per_hour is None else f"{m.usd_per_hour:.2f} USD/h",
-            "" if m.difference_usd_per_hour is None else f"{m.difference_usd_per_hour:+.2f}",
-        ]
-        for m in found.margins
-    ]
-    print_table("\nif the question were another", ("change", "cheapest fleet", "difference"), rows)
-    for check in found.certificate:
-        out.print(f"{'holds' if check.holds else 'FAILS'}: {check.name}: {check.detail}", soft_wrap=True)
-    for note in found.assumptions:
-        out.print(f"note: {note}", soft_wrap=True)

@@ -66,7 +66,7 @@ def test_spare_headroom_and_limits_cost_instances():
     load = [[1.5, 0.4]]
     assert solve_mix(problem(load, [2.0])).unwrap().count.tolist() == [2]
     assert solve_mix(problem(load, [2.0], spare=np.array([1]))).unwrap().count.tolist() == [3]
-    assert solve_mix(problem(load, [2.0], headroom_frac=np.array([0.5]))).unwrap().count.tolist() == [3]
+    assert solve_mix(problem(load, [2.0], num_zones=3)).unwrap().count.tolist() == [3]
     assert solve_mix(problem(load, [2.0], min_count=np.array([4]))).unwrap().count.tolist() == [4]
     stock = Limit(name="stock", per_instance=np.array([8.0]), total=10.0)
     outcome = solve_mix(problem(load, [2.0], limits=(stock,)))
