@@ -260,7 +260,6 @@ def _layer_plan(
     gone: set[int],
     asked: float,
 ) -> ServingPlan:
-    traffic = demand.workload.traffic
     used = [i for i in range(len(machines)) if i not in gone]
     spans = tuple(
         LayerSpan(
@@ -275,27 +274,7 @@ def _layer_plan(
     )
     load = asked / flow.tokens_per_s
     mix = tuple(_entry(machines, used, kind, load) for kind in dict.fromkeys(id(machines[i]) for i in used))
-    cost = sum(_usd(machines[i]) for i in used)
-    watts = _watts(machines, used)
-    step_s = max(float(machines[i].step_s[flow.num_layers[i]]) for i in used)
-    service = max(machines[i].prompt_s for i in used)
-    beyond = 1.0 - request.percentile / 100.0
-    wait = queue_wait_s(np.array([load]), np.array([service]), beyond, traffic.arrival_cv)
-    output = traffic.rate_per_s * traffic.mean_output_tokens
-    predicted = ServingPrediction(
-        ttft_s=service + float(wait[0]) + demand.engine.admission_s,
-        tpot_s=step_s,
-        throughput_tokens_per_s=output,
-        requests_per_s=traffic.rate_per_s,
-        num_devices=sum(machines[i].config.num_devices for i in used),
-        cost_usd_per_hour=cost,
-        cost_usd_per_million_tokens=cost / (asked * 3600.0) * 1e6,
-        best_single_usd_per_hour=None,
-        bound_usd_per_hour=None,
-        watts=watts,
-        joules_per_token=None if watts is None else watts / output,
-        headroom_frac=flow.tokens_per_s / asked - 1.0,
-    )
+    predicted = _prediction(request, demand, [machines[i] for i in used], flow, used, asked)
     detail = (
         f"{flow.tokens_per_s:.5g} tokens/s pass, {asked:.5g} are asked; no placement on all "
         f"{len(machines)} machines passes more than {problem.compute_bound:.5g}"
@@ -321,6 +300,41 @@ def _layer_plan(
     )
 
 
+def _prediction(
+    request: ServeRequest,
+    demand: Demand,
+    machines: list[_Kind],
+    flow: LayerFlow,
+    used: list[int],
+    asked: float,
+) -> ServingPrediction:
+    """Return the figures of the machines in use, latencies as at the full flow."""
+    traffic = demand.workload.traffic
+    cost = sum(_usd(kind) for kind in machines)
+    watts = _watts(machines)
+    step_s = max(float(m.step_s[flow.num_layers[i]]) for m, i in zip(machines, used, strict=True))
+    service = max(kind.prompt_s for kind in machines)
+    beyond = 1.0 - request.percentile / 100.0
+    wait = queue_wait_s(
+        np.array([asked / flow.tokens_per_s]), np.array([service]), beyond, traffic.arrival_cv
+    )
+    output = traffic.rate_per_s * traffic.mean_output_tokens
+    return ServingPrediction(
+        ttft_s=service + float(wait[0]) + demand.engine.admission_s,
+        tpot_s=step_s,
+        throughput_tokens_per_s=output,
+        requests_per_s=traffic.rate_per_s,
+        num_devices=sum(kind.config.num_devices for kind in machines),
+        cost_usd_per_hour=cost,
+        cost_usd_per_million_tokens=cost / (asked * 3600.0) * 1e6,
+        best_single_usd_per_hour=None,
+        bound_usd_per_hour=None,
+        watts=watts,
+        joules_per_token=None if watts is None else watts / output,
+        headroom_frac=flow.tokens_per_s / asked - 1.0,
+    )
+
+
 def _entry(machines: list[_Kind], used: list[int], kind: int, load: float) -> MixEntry:
     mine = [i for i in used if id(machines[i]) == kind]
     one = machines[mine[0]]
@@ -337,10 +351,9 @@ def _entry(machines: list[_Kind], used: list[int], kind: int, load: float) -> Mi
     )
 
 
-def _watts(machines: list[_Kind], used: list[int]) -> float | None:
-    total = 0.0
-    for i in used:
-        kind, none = machines[i], np.zeros(0)
+def _watts(machines: list[_Kind]) -> float | None:
+    total, none = 0.0, np.zeros(0)
+    for kind in machines:
         item = Item(
             offer=kind.offer, config=kind.config, role="both", rate_per_s=none, ttft_s=none, tpot_s=none
         )

@@ -303,23 +303,13 @@ def mix_program(problem: MixProblem) -> tuple[Program, _Layout]:
         (zone_rows, zoned, np.ones(len(zoned))),
         (zone_rows, zone_columns, np.full(len(zoned), -float(problem.num_zones))),
     ]
-    for row, limit in zip(limit_rows.tolist(), problem.limits, strict=True):
-        taking = np.flatnonzero(limit.per_instance)
-        entries.append((np.full(len(taking), row), taking, limit.per_instance[taking]))
+    entries += _limit_entries(problem, limit_rows)
     rows, columns, values = (np.concatenate(part) for part in zip(*entries, strict=True))
     order = np.lexsort((columns, rows))
     totals = np.array([limit.total for limit in problem.limits])
     num_more = len(used) + len(zoned)
     program = Program(
-        column_names=(
-            *(f"count {n}" for n in problem.item_names),
-            *(
-                f"share {problem.bucket_names[b]} on {problem.item_names[i]}"
-                for i, b in zip(items, buckets, strict=True)
-            ),
-            *(f"used {problem.item_names[i]}" for i in used),
-            *(f"fullest zone of {problem.item_names[i]}" for i in zoned),
-        ),
+        column_names=_column_names(problem, items, buckets, used, zoned),
         cost=np.concatenate([problem.price, np.zeros(num_shares + num_more)]),
         lower=np.concatenate([low, np.zeros(num_shares + num_more)]),
         upper=np.concatenate([high, np.full(num_shares, pieces), np.ones(len(used)), high[zoned]]),
@@ -342,6 +332,28 @@ def mix_program(problem: MixProblem) -> tuple[Program, _Layout]:
         entry_values=values[order],
     )
     return program, _Layout(items=items, buckets=buckets, used=used)
+
+
+def _limit_entries(problem: MixProblem, limit_rows: Ints) -> list[tuple[Ints, Ints, Floats]]:
+    entries = []
+    for row, limit in zip(limit_rows.tolist(), problem.limits, strict=True):
+        taking = np.flatnonzero(limit.per_instance)
+        entries.append((np.full(len(taking), row), taking, limit.per_instance[taking]))
+    return entries
+
+
+def _column_names(
+    problem: MixProblem, items: Ints, buckets: Ints, used: Ints, zoned: Ints
+) -> tuple[str, ...]:
+    return (
+        *(f"count {n}" for n in problem.item_names),
+        *(
+            f"share {problem.bucket_names[b]} on {problem.item_names[i]}"
+            for i, b in zip(items, buckets, strict=True)
+        ),
+        *(f"used {problem.item_names[i]}" for i in used),
+        *(f"fullest zone of {problem.item_names[i]}" for i in zoned),
+    )
 
 
 def best_single(problem: MixProblem, buckets: slice = slice(None)) -> float:
