@@ -8,7 +8,9 @@ mix, then trains every configuration for real, in N interleaved rounds. Prints p
 the median error, and how far the recommended configuration is from the best measured. FOLDER receives
 samples, clusters and calibrations; with --reuse those there are used.
 
-On a machine that others use too, ``--statistic best`` compares undisturbed times on both sides.
+What was measured while others used the machine is taken again at once, and left out where another round has
+it undisturbed; how often is printed. On a machine that others use all the time, ``--statistic best`` compares
+undisturbed times on both sides.
 """
 
 import argparse
@@ -19,7 +21,7 @@ import numpy as np
 
 from costmodels.calibrated import using
 from costmodels.calibration_file import calibration_text, read_calibration
-from costmodels.samples import read_samples
+from costmodels.samples import Sample, read_samples
 from planner.calibration import calibrate_files
 from planner.cli.render_calibration import print_calibration
 from planner.plan_io import write_text
@@ -49,7 +51,10 @@ def profile(folder: Path, minutes: float) -> None:
             )
         )
         if done is not None:
-            print(f"{ranks} ranks: {done.num_measured} shapes measured")
+            print(
+                f"{ranks} ranks: {done.num_measured} shapes measured, {done.num_retaken} taken again because "
+                f"others used the machine, {done.num_disturbed} of them in vain"
+            )
 
 
 def calibrate(folder: Path, statistic: str) -> None:
@@ -67,21 +72,28 @@ def calibrate(folder: Path, statistic: str) -> None:
 
 
 def measured_steps(folder: Path, ranks: int, rounds: int, statistic: str) -> dict[str, float]:
-    """Return the seconds of every configuration, over interleaved rounds, by its words."""
+    """Return the seconds of every configuration by its words, over the rounds in which it was undisturbed."""
     request = read_train_request(str(ROOT / f"examples/local/request-{ranks}.yaml"), flags(folder, ranks))
     job, cluster = resolve(request)
     found = candidates(request)
     tasks = [step_task(job, c.strategy) for c in found]
-    times: list[list[float]] = [[] for _ in tasks]
+    taken: list[list[Sample]] = [[] for _ in tasks]
     for turn in range(rounds):
         path = folder / f"steps-{ranks}-{turn}.csv"
+        path.unlink(missing_ok=True)
         measure_locally(tasks, path, backend="cpu", num_ranks=ranks, device=cluster.device.name)
         known = {s.shape: s for s in read_samples(path).samples}
-        for i, task in enumerate(tasks):
-            sample = known[task.shape]
-            times[i].append(sample.best_s if statistic == "best" else sample.seconds)
+        for task, samples in zip(tasks, taken, strict=True):
+            samples.append(known[task.shape])
+    kept = [[s for s in t if s.disturbance <= 1.0] or [min(t, key=lambda s: s.disturbance)] for t in taken]
+    disturbed = [t[0] for t in kept if t[0].disturbance > 1.0]
+    left_out = sum(map(len, taken)) - sum(map(len, kept))
+    print(f"  {ranks} ranks: {left_out} disturbed steps left out, {len(disturbed)} used for want of better")
     choose = np.min if statistic == "best" else np.median
-    return {words(c.strategy): float(choose(t)) for c, t in zip(found, times, strict=True)}
+    return {
+        words(c.strategy): float(choose([s.best_s if statistic == "best" else s.seconds for s in t]))
+        for c, t in zip(found, kept, strict=True)
+    }
 
 
 def words(strategy: object) -> str:

@@ -30,7 +30,7 @@ _LEAST_SCATTER = 0.1
 """Deviation of the logarithm of a sample, however well a few of them agree (assumed)."""
 _LEAST = 4
 """Samples of a kind below which it keeps the shipped coefficients."""
-_TREES_FROM = 40
+_TREES_FROM = 16
 """Samples from which a learned correction is tried; it ships only where it wins on held-out shapes."""
 _SMALL_TREES = TreeSettings(num_trees=120, depth=4, min_rows_per_leaf=4, robust=True)
 _CONTRADICTION = 1.6
@@ -131,8 +131,9 @@ def fit_kernels(
 ) -> FittedKernels:
     """Return everything that kernel samples say about `device`.
 
-    `like` is a calibration of a similar device, such as another share of the same processor: where samples
-    are few, its surfaces stand, slower or faster by one fitted factor.
+    `like` is a calibration of a similar device, such as another share of the same processor: its surfaces
+    stand, slower or faster by one fitted factor, where that does better on held-out samples than a fit of the
+    samples alone, and where nothing was measured.
     """
     surfaces: dict[tuple[str, str], Surface] = {}
     report: dict[str, Any] = {}
@@ -142,13 +143,15 @@ def fit_kernels(
             rows = [s for s in samples if s.kind == kind and s.dtype == dtype]
             fmt = _format(family, dtype)
             near = like.surfaces.get((family.name, fmt.name)) if like else None
-            if near is not None and len(rows) < _TREES_FROM:
-                surface, said = _scaled_family(near, rows, machine_of(device, fmt), statistic)
-            elif len(rows) < _LEAST:
+            fits = []
+            if near is not None:
+                fits.append(_scaled_family(near, rows, machine_of(device, fmt), statistic))
+            if len(rows) >= (_LEAST if near is None else _TREES_FROM):
+                fits.append(_fit_family(family, rows, fmt, device, statistic))
+            if not fits:
                 notes.append(f"{kind} in {dtype}: {len(rows)} samples are too few, shipped coefficients stay")
                 continue
-            else:
-                surface, said = _fit_family(family, rows, fmt, device, statistic)
+            surface, said = min(fits, key=lambda fit: float(fit[1]["held_out"]["median_ape_frac"]))
             surfaces[family.name, fmt.name] = surface
             report[f"{kind}/{dtype}"] = said
     curves: dict[str, MemoryCurve | None] = {}

@@ -10,11 +10,12 @@ from typing import Any
 from costmodels.calibrated import Calibration, KernelCalibration, MemoryCurve, using
 from costmodels.calibration import FittedKernels, check_samples, fit_kernels, undisturbed
 from costmodels.calibration_links import fit_links, links_from_json, links_to_json
-from costmodels.calibration_steps import REFERENCE_STACK, fit_steps
+from costmodels.calibration_steps import fit_steps
 from costmodels.kernels_data import rated_device, rated_numbers
 from costmodels.kernels_machine import FORMATS, machine_of
 from costmodels.kernels_samples import FAMILIES
 from costmodels.kernels_surface import Surface
+from costmodels.reference_stack import REFERENCE_STACK
 from costmodels.samples import Sample
 from costmodels.stacks import Stack
 from hardware.cluster import Cluster

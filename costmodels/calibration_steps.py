@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -14,63 +14,18 @@ from costmodels.graph_import.transformer import transformer_graph
 from costmodels.job import TrainingJob
 from costmodels.kernels_fit import errors
 from costmodels.kernels_machine import Floats
+from costmodels.reference_stack import PRIORS, REFERENCE_STACK
 from costmodels.samples import Sample
-from costmodels.stacks import Stack
+from costmodels.stacks import Stack, find_stack
 from costmodels.step_inputs import StepInputs
 from costmodels.step_time import step_parts
 from costmodels.strategy import ConfigTable, Strategy
 from costmodels.training import training_inputs
 from hardware.cluster import Cluster
 
-__all__ = ["REFERENCE_STACK", "fit_steps", "reference_model", "step_table"]
+__all__ = ["fit_steps", "reference_model", "step_table"]
 
-REFERENCE_STACK = "torch-reference"
-"""Name of the stack that the generated reference step is."""
 _LEAST = 3
-
-_BASE = Stack(
-    name=REFERENCE_STACK,
-    summary="the reference training step: torch without compilation, gradients reduced after backward",
-    flash=True,
-    fused_norm=True,
-    overlap_gradients=False,
-    synchronous=True,
-    main_grad_bytes=4.0,
-    optimizer=1.0,
-    end_collectives=4.0,
-    misaligned=0.0,
-    pp_exposed_frac=1.0,
-    evidence="assumed; calibrated by measured steps",
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Prior:
-    """What is believed of a coefficient before any step was measured."""
-
-    value: float
-    log_sigma: float
-    most: float = inf
-    shared: bool = False
-    """A similar device has nearly the same: what its own steps said is believed the more."""
-
-
-_PRIORS = {
-    "gemm": _Prior(value=1.0, log_sigma=0.08),
-    "attention": _Prior(value=1.0, log_sigma=0.2, shared=True),
-    "vector": _Prior(value=6.0, log_sigma=0.7, shared=True),
-    "comm": _Prior(value=1.0, log_sigma=0.3),
-    "dp_comm": _Prior(value=1.0, log_sigma=0.3),
-    "host_s_per_op": _Prior(value=2e-5, log_sigma=0.7, shared=True),
-    "host_s_per_microbatch": _Prior(value=3e-4, log_sigma=0.7, shared=True),
-    "sync_s_per_collective": _Prior(value=5e-5, log_sigma=2.0),
-    "accumulation_frac": _Prior(value=0.43, log_sigma=0.4, shared=True),
-    "pp_exposed_frac": _Prior(value=0.9, log_sigma=0.3, most=1.0),
-    "step_s": _Prior(value=1e-3, log_sigma=0.7, shared=True),
-}
-"""Matmuls, attention and collectives were measured by themselves, so a step moves them little. Element-wise
-work was measured as plain passes over memory; without compilation an activation function or a loss takes
-several, and computes besides. Adding a gradient moves 12 bytes a parameter, an Adam step 28 (all assumed)."""
 _SHARED_SIGMA_FRAC = 0.4
 """How much less is doubted of a shared coefficient once a similar device was measured (assumed)."""
 _NOISE = 0.04
@@ -143,7 +98,7 @@ def fit_steps(
     spread = np.array(
         [
             p.log_sigma * (_SHARED_SIGMA_FRAC if p.shared and like is not None else 1.0)
-            for p in _PRIORS.values()
+            for p in PRIORS.values()
         ]
     )
     stack = _fitted(base, inputs, seconds, spread)
@@ -155,18 +110,14 @@ def fit_steps(
     }
     if judged.any():
         report["held_out"] = errors(held[judged], seconds[judged])
-    report["changed"] = {name: float(f"{getattr(stack, name):.4g}") for name in _PRIORS}
+    report["changed"] = {name: float(f"{getattr(stack, name):.4g}") for name in PRIORS}
     return stack, report, ()
 
 
 def _believed(ranks_per_processor: float, like: Stack | None) -> Stack:
     """Return the stack before any step was measured; the host is as much slower as more ranks share it."""
-    if like is None:
-        believed = replace(_BASE, **{name: prior.value for name, prior in _PRIORS.items()})  # type: ignore[arg-type]
-        before = 1.0
-    else:
-        believed, before = like, like.ranks_per_processor
-    slower = ranks_per_processor / before
+    believed = find_stack(REFERENCE_STACK, fitted=False) if like is None else like
+    slower = ranks_per_processor / believed.ranks_per_processor
     host = {n: slower * getattr(believed, n) for n in ("host_s_per_op", "host_s_per_microbatch")}
     return replace(believed, ranks_per_processor=ranks_per_processor, **host)
 
@@ -178,11 +129,11 @@ def _fitted(base: Stack, inputs: StepInputs, seconds: Floats, spread: Floats) ->
     """
     from scipy.optimize import least_squares  # slow to import, needed for fitting only
 
-    start = np.log([getattr(base, name) for name in _PRIORS])
-    most = np.log([prior.most for prior in _PRIORS.values()])
+    start = np.log([getattr(base, name) for name in PRIORS])
+    most = np.log([prior.most for prior in PRIORS.values()])
 
     def stack_at(point: Floats) -> Stack:
-        return replace(base, **dict(zip(_PRIORS, np.exp(point).tolist(), strict=True)))
+        return replace(base, **dict(zip(PRIORS, np.exp(point).tolist(), strict=True)))
 
     def residual(point: Floats) -> Floats:
         misfit = np.log(step_parts(inputs, stack_at(point)).total_s / seconds) / _NOISE

@@ -14,6 +14,7 @@ from importlib.resources import files
 from typing import Any
 
 from costmodels.in_force import in_force
+from costmodels.reference_stack import DOES, PRIORS, REFERENCE_STACK
 from hardware.errors import UnknownNameError
 
 __all__ = ["FITTED", "Stack", "find_stack", "stack_names"]
@@ -161,7 +162,7 @@ def _table() -> dict[str, dict[str, Any]]:
 
 
 def stack_names() -> tuple[str, ...]:
-    """Return the names of all training stacks."""
+    """Return the names of all training stacks that were fitted to published runs."""
     return tuple(sorted(_table()))
 
 
@@ -179,6 +180,9 @@ def find_stack(name: str, *, fitted: bool = True) -> Stack:
 
 @cache
 def _shipped_stack(name: str, fitted: bool) -> Stack:
+    if name == REFERENCE_STACK:
+        believed: dict[str, Any] = {**DOES, **{label: prior.value for label, prior in PRIORS.items()}}
+        return Stack(name=name, **believed)
     entry = _table().get(name)
     if entry is None:
         raise UnknownNameError("software stack", name, stack_names())

@@ -129,15 +129,18 @@ def validate_plan(
     rows = _rows(tasks, found.samples + found.failed, job, cluster, request.statistic)
     summary = _summary(rows)
     notes = (
-        () if ranks == strategy.world else (f"step not run: {ranks} ranks, the plan needs {strategy.world}",)
+        [] if ranks == strategy.world else [f"step not run: {ranks} ranks, the plan needs {strategy.world}"]
     )
+    disturbed = sum(s.disturbance > 1.0 for s in found.samples)
+    if disturbed:
+        notes.append(f"others used the machine during {disturbed} of {len(found.samples)} measurements")
     document = {
         "kind": "validation",
         "strategy": {n: int(getattr(strategy, n)) for n in ("tp", "pp", "dp", "micro_batch")},
         "rows": rows,
         "summary": summary,
         "verdict": _verdict(rows, summary),
-        "notes": list(notes),
+        "notes": notes,
     }
     return document, found.samples
 

@@ -51,3 +51,9 @@ def profile(
             f"{found.num_left} left: {output}",
             err=True,
         )
+        if found.num_retaken:
+            typer.echo(
+                f"note: others used the machine: {found.num_retaken} measurements were taken again, "
+                f"{found.num_disturbed} samples are disturbed all the same (others_frac, slowdown_frac)",
+                err=True,
+            )

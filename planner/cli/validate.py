@@ -32,13 +32,17 @@ def validate(
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", metavar="FILE", help="Write the calibration that would mend the plan."
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Write the calibration that would mend the plan: --calibration, moved by what was measured.",
         ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
     """Run the plan's own kernels, collectives and step on this machine; say how far off it was."""
     with readable_errors(), calibrated_by(calibration):
+        from costmodels.calibrated import current
         from costmodels.calibration_file import calibrate, calibration_text
         from planner.plan_io import read_plan, write_text
         from planner.validation import WHAT, ValidationRequest, job_of, validate_plan
@@ -51,7 +55,8 @@ def validate(
         document, measured = validate_plan(file, asked, str(plan))
         if output is not None:
             _, cluster = job_of(file, str(plan))
-            write_text(calibration_text(calibrate(measured, cluster, statistic=statistic)), output)
+            mended = calibrate(measured, cluster, statistic=statistic, like=current())
+            write_text(calibration_text(mended), output)
         if json:
             typer.echo(json_module.dumps(document, allow_nan=False))
             return

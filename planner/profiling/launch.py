@@ -20,6 +20,8 @@ __all__ = ["measure_locally", "run_ranks"]
 _GRACE_S = 3.0
 _POLL_S = 0.05
 _MESSAGE_LINES = 6
+_ERROR = "error: "
+"""Before the message with which a rank refuses its input."""
 
 
 def free_port() -> int:
@@ -46,6 +48,8 @@ def run_ranks(command: Sequence[str], num_ranks: int, *, threads: int = 1, timeo
 
     Raises
     ------
+    InputError
+        if a rank refuses its input.
     OutOfDomainError
         if a rank dies or time runs out; the others are ended, and the last lines of the dead one are shown.
     """
@@ -68,6 +72,8 @@ def run_ranks(command: Sequence[str], num_ranks: int, *, threads: int = 1, timeo
         if dead is not None:
             code = ranks[dead].returncode
             text = logs[dead].read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            if code == InputError.exit_code and text and text[-1].startswith(_ERROR):
+                raise InputError(text[-1].removeprefix(_ERROR))
             said = "\n  ".join(text[-_MESSAGE_LINES:]) or "it said nothing"
             how = f"was ended by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
             message = (

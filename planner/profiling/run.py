@@ -1,5 +1,6 @@
 """One profile: tasks that are left, most uncertain first, until time is over; each result kept at once."""
 
+import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -21,6 +22,8 @@ from planner.profiling.timing import BATCH_S, measure
 __all__ = ["Profile", "previous_samples", "run_profile"]
 
 _STEP_REPEATS = 5
+_TURNS_BATCH_S = 0.02
+"""A repeat of a kernel lasts at least so long where ranks take turns on processors: several turns."""
 _TOGETHER_BATCH_S = 0.03
 """A repeat of a collective lasts at least so long: its calls differ more than those of a kernel, and a step
 pays their mean."""
@@ -169,6 +172,8 @@ class _Meter:
 
     def __init__(self, backend: Backend, device: str, repeats: int, until: float) -> None:
         self.backend, self.device, self.repeats, self.until = backend, device, repeats, until
+        in_turns = backend.on_host and backend.ranks.num_ranks > (os.cpu_count() or 1)
+        self.kernel_batch_s = _TURNS_BATCH_S if in_turns else BATCH_S
         self.num_retaken = 0
         self.num_vain = 0
         self.watch = Watch(backend.reference_s, backend.gather)
@@ -220,7 +225,7 @@ class _Meter:
             agree=backend.agree,
             barrier=backend.barrier,
             repeats=min(self.repeats, _STEP_REPEATS) if step else self.repeats,
-            batch_s=_TOGETHER_BATCH_S if together else BATCH_S,
+            batch_s=_TOGETHER_BATCH_S if together else self.kernel_batch_s,
         )
         reading = read_sensors(backend.sensor, backend.ranks.local_rank)
         disturbance = self.watch.stop()

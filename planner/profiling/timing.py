@@ -8,9 +8,8 @@ import numpy as np
 
 __all__ = ["BATCH_S", "Timing", "measure", "summarise"]
 
-BATCH_S = 0.01
-"""A repeat lasts at least this long (many calls if they are short), so that ranks which share a core are
-timed over several of its turns."""
+BATCH_S = 0.005
+"""A repeat lasts at least this long: many calls if they are short."""
 _REPEATS = 7
 _MOST_CALLS = 2000
 _MOST_S = 3.0

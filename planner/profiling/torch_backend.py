@@ -125,6 +125,7 @@ class TorchBackend:
         return ", ".join(parts)
 
     def _join(self) -> None:
+        os.environ.setdefault("MASTER_ADDR", self.ranks.meeting)
         os.environ.setdefault("MASTER_PORT", "29511")
         self.torch.distributed.init_process_group(
             _GROUP_BACKENDS[self.name],
@@ -232,10 +233,8 @@ class TorchBackend:
     def _matmul(self, s: Mapping[str, float], dtype: Any, size: int) -> Call:
         each = (s["m"] + s["n"]) * s["k"] * size
         rotated = _ROTATED_BYTES if self.on_host else _ROTATED_BYTES_LARGE
-        pairs = [
-            (self._random(s["m"], s["k"], dtype=dtype), self._random(s["n"], s["k"], dtype=dtype))
-            for _ in range(min(ceil(rotated / each), _MOST_ROTATED))
-        ]
+        x, w = self._random(s["m"], s["k"], dtype=dtype), self._random(s["n"], s["k"], dtype=dtype)
+        pairs = [(x.clone(), w.clone()) for _ in range(min(ceil(rotated / each), _MOST_ROTATED))]
         linear, turn = self.torch.nn.functional.linear, cycle(pairs)
         return lambda: linear(*next(turn))
 

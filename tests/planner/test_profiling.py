@@ -50,12 +50,31 @@ def test_interrupted_repeats_are_rejected_and_counted() -> None:
         ({}, Ranks()),
         (
             {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "a"},
-            Ranks(rank=1, num_ranks=2, local_rank=1, launcher="torchrun"),
+            Ranks(rank=1, num_ranks=2, local_rank=1, launcher="torchrun", meeting="a"),
         ),
         (
-            {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1", "MASTER_ADDR": "a"},
-            Ranks(rank=5, num_ranks=8, local_rank=1, launcher="srun"),
+            {
+                "SLURM_PROCID": "5",
+                "SLURM_STEP_NUM_TASKS": "8",
+                "SLURM_LOCALID": "1",
+                "SLURM_STEP_NODELIST": "n[3-4]",
+            },
+            Ranks(rank=5, num_ranks=8, local_rank=1, launcher="srun", meeting="n3"),
         ),
+        (
+            {
+                "OMPI_COMM_WORLD_RANK": "2",
+                "OMPI_COMM_WORLD_SIZE": "4",
+                "OMPI_COMM_WORLD_LOCAL_RANK": "2",
+                "OMPI_COMM_WORLD_LOCAL_SIZE": "4",
+            },
+            Ranks(rank=2, num_ranks=4, local_rank=2, launcher="mpirun", meeting="127.0.0.1"),
+        ),
+        (
+            {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "0", "MASTER_ADDR": "h"},
+            Ranks(rank=1, num_ranks=2, local_rank=0, launcher="mpiexec", meeting="h"),
+        ),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, Ranks(launcher="srun")),
     ],
 )
 def test_launchers_are_recognised(environment: dict[str, str], rank: Ranks) -> None:
@@ -211,6 +230,12 @@ def test_a_rank_that_dies_is_named_and_the_others_are_ended() -> None:
     )
     with pytest.raises(OutOfDomainError, match=r"rank 1 of 2 died \(exit code 7\)(.|\n)*no luck"):
         run_ranks([sys.executable, "-c", code], 2)
+
+
+def test_bad_input_of_a_rank_is_said_as_bad_input() -> None:
+    code = "import sys\nsys.stderr.write('error: s.csv: is no samples file'); sys.exit(2)\n"
+    with pytest.raises(InputError, match=r"^s.csv: is no samples file$"):
+        run_ranks([sys.executable, "-c", code], 1)
 
 
 def test_a_rank_that_never_ends_is_ended() -> None:
