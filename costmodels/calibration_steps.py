@@ -26,6 +26,8 @@ from hardware.cluster import Cluster
 __all__ = ["fit_steps", "reference_model", "step_table"]
 
 _LEAST = 3
+_ON_HOST = ("", "numpy", "cpu")
+"""Back ends whose kernels the host runs itself; others launch ahead of a device."""
 _SHARED_SIGMA_FRAC = 0.4
 """How much less is doubted of a shared coefficient once a similar device was measured (assumed)."""
 _NOISE = 0.04
@@ -88,7 +90,7 @@ def fit_steps(
     rows = [s for s in samples if s.kind == "step" and s.num_ranks == cluster.num_devices]
     if not rows:
         return like, {}, ()
-    base = _believed(ranks_per_processor(rows[0]), like)
+    base = replace(_believed(ranks_per_processor(rows[0]), like), synchronous=rows[0].backend in _ON_HOST)
     if len(rows) < _LEAST and like is None:
         return base, {}, (f"{len(rows)} step samples: the reference stack keeps assumed overheads",)
     inputs = StepInputs.concatenate(

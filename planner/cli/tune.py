@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from planner.cli.errors import calibrated_by, readable_errors
-from planner.cli.options import CalibrationOption, JsonOption, OutputOption
+from planner.cli.options import CalibrationOption, ClusterOption, JsonOption, OutputOption
 
 __all__ = ["tune"]
 
@@ -34,6 +34,7 @@ def tune(
     statistic: Annotated[
         str, typer.Option("--statistic", help="median, or best where others used the machine meanwhile.")
     ] = "median",
+    cluster: ClusterOption = None,
     calibration: CalibrationOption = None,
     output: OutputOption = None,
     json: JsonOption = False,
@@ -45,7 +46,7 @@ def tune(
         from planner.tune import TuneRequest, command_runner, local_runner
         from planner.tune import tune as tuned
 
-        asked = read_train_request(request, {})
+        asked = read_train_request(request, {} if cluster is None else {"cluster": cluster})
         run = command_runner(command) if command else local_runner(asked, samples=keep, statistic=statistic)
         document = tuned(asked, run, TuneRequest(max_runs=max_runs, min_gain_frac=min_gain))
         text = json_module.dumps(document, indent=1, allow_nan=False) + "\n"

@@ -1,7 +1,8 @@
 """Clock, temperature and power of the device while it is measured, where the machine lets them be read."""
 
+import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
@@ -25,6 +26,21 @@ _TOOLS: dict[str, tuple[str, ...]] = {
     ),
     "rocm": ("rocm-smi", "--showclocks", "--showtemp", "--showpower", "--csv", "--device", "{index}"),
 }  # fmt: skip
+
+
+_VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "rocm": "HIP_VISIBLE_DEVICES"}
+
+
+def tool_index(kind: str, index: int, environment: Mapping[str, str]) -> str:
+    """Return what the vendor's tool calls the device that the process counts as `index`.
+
+    Examples
+    --------
+    >>> tool_index("cuda", 1, {"CUDA_VISIBLE_DEVICES": "4,6"}), tool_index("cuda", 1, {})
+    ('6', '1')
+    """
+    visible = [v.strip() for v in environment.get(_VISIBLE.get(kind, ""), "").split(",") if v.strip()]
+    return visible[index] if index < len(visible) else str(index)
 
 
 def _number(text: str) -> float:
@@ -86,7 +102,7 @@ def read_sensors(kind: str, index: int = 0) -> Reading:
     if command is None:
         return Reading()
     try:
-        words = [word.format(index=index) for word in command]
+        words = [word.format(index=tool_index(kind, index, os.environ)) for word in command]
         found = subprocess.run(words, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return Reading()

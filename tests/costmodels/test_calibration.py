@@ -157,6 +157,10 @@ def test_overheads_of_a_step_are_recovered_from_steps_of_other_models() -> None:
     assert stack.host_s_per_op == pytest.approx(true.host_s_per_op, rel=0.1)
     assert stack.sync_s_per_collective == pytest.approx(true.sync_s_per_collective, rel=0.15)
     assert report["held_out"]["median_ape_frac"] < 0.02
+    ahead, _, _ = fit_steps([replace(s, backend="cuda") for s in samples], machine, statistic="median")
+    assert ahead is not None
+    assert stack.synchronous
+    assert not ahead.synchronous
 
 
 def test_too_few_samples_leave_what_ships() -> None:

@@ -51,6 +51,7 @@ SURFACE = {
     "tune": OUTPUT
     | {
         "--calibration",
+        "--cluster",
         "--command",
         "--keep",
         "--max-runs",
