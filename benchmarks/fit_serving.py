@@ -1,67 +1,160 @@
-"""Fit the correction of serving latencies, and say how it does on whole models and whole systems left out.
+"""Fit the factors of serving engines and the correction of serving latencies, and say how they do held out.
 
 Run: ``python -m benchmarks.fit_serving [--write]``. Reads ``../shared/data/serving/serving_runs.csv.gz``;
-with ``--write`` the coefficients of the package are replaced.
+with ``--write`` the coefficients of the package are replaced. About five minutes of one core.
+
+Held out means both: for whole models, and whole systems, left out in turn, the engines' factors and the
+correction are fitted to the other rows alone, and the loops of the left-out rows are run with them.
 """
 
 import argparse
 import hashlib
 import json
-from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from costmodels.backtest_serving import ServingBacktest, backtest_serving, latency_errors
+from benchmarks.serving_fit import Effects, LoopPoint, fit_effects, fitted_engine, point_weights
+from costmodels.backtest_serving import latency_errors
 from costmodels.serving_correction import ServingCorrection, fit_serving_correction
 from costmodels.serving_predict import point_kind
+from costmodels.serving_runs import ServingRun, read_serving_runs
 
-__all__ = ["fit_rows", "held_out", "main"]
+__all__ = ["main"]
 
 RUNS = Path(__file__).parents[2] / "shared" / "data" / "serving" / "serving_runs.csv.gz"
-TARGET = Path(__file__).parents[1] / "costmodels" / "data" / "coefficients" / "serving" / "correction.json"
+FOLDER = Path(__file__).parents[1] / "costmodels" / "data" / "coefficients" / "serving"
+SOURCE = "ai-dynamo/aiconfigurator @095f58a51, systems/silicon_sample.csv (Apache-2.0), part"
+ENGINES = ("vllm", "sglang", "trtllm")
 _SAME = {"deepseek-r1": "deepseek-v3", "deepseek-v3.1": "deepseek-v3"}
 """Models of one architecture are left out together."""
 
 
-def fit_rows(report: ServingBacktest, rows: np.ndarray) -> ServingCorrection:
-    """Return the correction fitted to some rows; rows of one configuration weigh less the more there are."""
-    runs = [report.runs[i] for i in rows]
-    predictions = [report.predictions[i] for i in rows]
-    keys = [(r.model.name, r.system, r.engine, r.decode, r.prefill is not None, r.source) for r in runs]
-    counts = Counter(keys)
-    return fit_serving_correction(
-        [point_kind(r) for r in runs],
-        loop_ttft_s=np.array([p.loop_ttft_s for p in predictions]),
-        loop_tpot_s=np.array([p.loop_tpot_s for p in predictions]),
-        ttft_s=np.array([r.ttft_s for r in runs], dtype=float),
-        tpot_s=np.array([r.tpot_s for r in runs], dtype=float),
-        weight=np.array([1.0 / max(1.0, counts[k] / 5.0) ** 0.5 for k in keys]),
-    )
+class Study:
+    """All rows, each configuration's raw times once."""
+
+    def __init__(self, runs: Sequence[ServingRun]) -> None:
+        self.runs = list(runs)
+        self.kinds = [point_kind(r) for r in runs]
+        self.ttft_s = np.array([r.ttft_s for r in runs], dtype=float)
+        self.tpot_s = np.array([r.tpot_s for r in runs], dtype=float)
+        self.weight = point_weights(runs)
+        self.joint = np.array([r.prefill is None for r in runs])
+        found: dict[str, int] = {}
+        self.points: list[LoopPoint] = []
+        self.at = np.zeros(len(self.runs), dtype=int)
+        for i, run in enumerate(self.runs):
+            key = repr((
+                run.model.name, run.system, run.engine, run.source, run.decode, run.prefill, run.num_decode,
+                run.num_prefill, run.prompt_tokens, run.output_tokens, run.concurrency,
+            ))  # fmt: skip
+            if key not in found:
+                found[key] = len(self.points)
+                self.points.append(LoopPoint(run))
+            self.at[i] = found[key]
+        used = sorted({int(u) for u in self.at[self.joint]})
+        self.joint_points = [self.points[u] for u in used]
+        self.joint_at = np.searchsorted(used, self.at)
+        self.linear: Any = None
+
+    def effects(self, rows: np.ndarray) -> Effects:
+        """Return the effects fitted to the rows among `rows` whose instances do both."""
+        chosen = rows[self.joint[rows]]
+        effects, linear = fit_effects(
+            self.joint_points,
+            self.joint_at[chosen],
+            ttft_s=self.ttft_s[chosen],
+            tpot_s=self.tpot_s[chosen],
+            weight=self.weight[chosen],
+            linear=self.linear,
+        )
+        self.linear = self.linear or linear
+        return effects
+
+    def loops(self, effects: Effects, rows: np.ndarray) -> np.ndarray:
+        """Return (TTFT, TPOT) of the loops of `rows`. shape (all rows, 2), zero elsewhere"""
+        out = np.zeros((len(self.runs), 2))
+        for u in {int(v) for v in self.at[rows]}:
+            seen = self.points[u].loop(*effects.of(self.points[u]))
+            out[self.at == u] = seen.ttft_mean_s, seen.tpot_mean_s
+        return out
+
+    def correction(self, loops: np.ndarray, rows: np.ndarray) -> ServingCorrection:
+        """Return the correction fitted to `rows`."""
+        return fit_serving_correction(
+            [self.kinds[i] for i in rows],
+            loop_ttft_s=loops[rows, 0],
+            loop_tpot_s=loops[rows, 1],
+            ttft_s=self.ttft_s[rows],
+            tpot_s=self.tpot_s[rows],
+            weight=self.weight[rows],
+        )
+
+    def predictions(self, fit_rows: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return (TPOT, TTFT) of `rows` from fits to `fit_rows`. shape (rows, 2)"""
+        effects = self.effects(fit_rows)
+        loops = self.loops(effects, np.union1d(fit_rows, rows))
+        correction = self.correction(loops, fit_rows)
+        return np.array(
+            [
+                (
+                    correction.tpot_s(self.kinds[i], loops[i, 1]),
+                    correction.ttft_s(self.kinds[i], loops[i, 0], loops[i, 1]),
+                )
+                for i in rows
+            ]
+        )
+
+    def held_out(self, labels: list[str]) -> np.ndarray:
+        """Return (TPOT, TTFT) of every row from fits that did not see its label."""
+        names, every = np.array(labels), np.arange(len(self.runs))
+        out = np.zeros((len(self.runs), 2))
+        for name in sorted(set(labels)):
+            out[names == name] = self.predictions(every[names != name], every[names == name])
+        return out
+
+    def errors(self, values: np.ndarray, rows: np.ndarray) -> dict[str, float]:
+        """Return the errors of (TPOT, TTFT) values over some rows, by name."""
+        found: dict[str, float] = {"num_rows": int(rows.sum())}
+        for j, name in enumerate(("tpot", "ttft")):
+            measured = (self.tpot_s, self.ttft_s)[j]
+            pairs = list(zip(values[rows, j].tolist(), measured[rows].tolist(), strict=True))
+            errors = latency_errors(pairs)
+            found |= {f"{name}_{k}": round(float(v or 0), 4) for k, v in errors.items() if k != "num_rows"}
+        return found
 
 
-def held_out(report: ServingBacktest, labels: list[str]) -> list[tuple[float, float]]:
-    """Return (TPOT, TTFT) of every row from a fit that did not see its label."""
-    out = [(0.0, 0.0)] * len(labels)
-    for label in sorted(set(labels)):
-        rows = np.array([i for i, other in enumerate(labels) if other != label])
-        correction = fit_rows(report, rows)
-        for i in (i for i, other in enumerate(labels) if other == label):
-            kind, p = point_kind(report.runs[i]), report.predictions[i]
-            tpot_s = correction.tpot_s(kind, p.loop_tpot_s)
-            out[i] = (tpot_s, correction.ttft_s(kind, p.loop_ttft_s, p.loop_tpot_s))
-    return out
-
-
-def errors_of(
-    report: ServingBacktest, values: list[tuple[float, float]], rows: list[int]
-) -> dict[str, float]:
-    """Return the errors of (TPOT, TTFT) values over some rows, by name."""
-    tpot = latency_errors([(values[i][0], report.runs[i].tpot_s) for i in rows])
-    ttft = latency_errors([(values[i][1], report.runs[i].ttft_s) for i in rows])
-    return {f"tpot_{k}": round(float(v or 0), 4) for k, v in tpot.items()} | {
-        f"ttft_{k}": round(float(v or 0), 4) for k, v in ttft.items() if k != "num_rows"
+def write(study: Study, effects: Effects, correction: ServingCorrection, held_out: dict[str, Any]) -> None:
+    """Replace the coefficients of the package."""
+    provenance = {
+        "source": SOURCE,
+        "num_samples": len(study.runs),
+        "sample_sha256": hashlib.sha256(RUNS.read_bytes()).hexdigest(),
+        "held_out": held_out,
     }
+    path = FOLDER / "engines.json"
+    document = json.loads(path.read_text("utf-8"))
+    formats = sorted({p.groups["format"] for p in study.joint_points})
+    for name in ENGINES:
+        fitted = asdict(fitted_engine(effects, name, formats))
+        for key in ("decode", "prefill", "expert_formats", "host_s", "host_per_seq_s", "prefill_host_s"):
+            document["engines"][name][key] = _rounded(fitted[key])
+    document["source"][", ".join(ENGINES)] = provenance
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    parts = {"ttft": correction.ttft, "tpot": correction.tpot, "ttft_scale": correction.ttft_scale}
+    text = json.dumps(provenance | {k: _rounded(dict(sorted(v.items()))) for k, v in parts.items()}, indent=1)
+    (FOLDER / "correction.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(v) for v in value]
+    return float(f"{value:.4g}")
 
 
 def main() -> None:
@@ -70,30 +163,23 @@ def main() -> None:
     if not RUNS.exists():
         parser.error(f"{RUNS} is absent")
     options = parser.parse_args()
-    report = backtest_serving(RUNS)
-    every = list(range(len(report.runs)))
-    joint = [i for i in every if report.runs[i].prefill is None]
-    models = [_SAME.get(r.model.name, r.model.name) for r in report.runs]
-    by = {
-        "whole models": held_out(report, models),
-        "whole systems": held_out(report, [r.system for r in report.runs]),
+    study = Study([r for r in read_serving_runs(RUNS)[0] if r.ttft_s and r.tpot_s])
+    every = np.arange(len(study.runs))
+    effects = study.effects(every)
+    models = [_SAME.get(r.model.name, r.model.name) for r in study.runs]
+    values = {
+        "nothing": study.predictions(every, every),
+        "whole models": study.held_out(models),
+        "whole systems": study.held_out([r.system for r in study.runs]),
     }
     found = {}
-    for name, values in by.items():
-        for part, rows in (("all", every), ("one instance does both", joint)):
-            found[f"{name}, {part}"] = errors_of(report, values, rows)
-            print(f"left out {name}, {part}: {found[f'{name}, {part}']}")
+    for name, predicted in values.items():
+        parts = {"all": every >= 0, "joint": study.joint, "split": ~study.joint}
+        for part, rows in parts.items():
+            found[f"{name}, {part}"] = study.errors(predicted, rows)
+            print(f"left out {name}, {part}: {found[f'{name}, {part}']}", flush=True)
     if options.write:
-        fitted = fit_rows(report, np.array(every))
-        document = {
-            "source": "ai-dynamo/aiconfigurator @095f58a51, systems/silicon_sample.csv (Apache-2.0), part",
-            "num_samples": len(every),
-            "sample_sha256": hashlib.sha256(RUNS.read_bytes()).hexdigest(),
-            "held_out": found,
-            "ttft": {k: [round(x, 4) for x in v] for k, v in sorted(fitted.ttft.items())},
-            "tpot": {k: round(v, 4) for k, v in sorted(fitted.tpot.items())},
-        }
-        TARGET.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write(study, effects, study.correction(study.loops(effects, every), every), found)
 
 
 if __name__ == "__main__":

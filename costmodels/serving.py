@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from costmodels.collectives import p2p_s
 from costmodels.graph import ModelGraph
-from costmodels.serving_config import ServingConfig, ServingTable
-from costmodels.serving_engine import EngineStack
+from costmodels.serving_config import Quant, ServingConfig, ServingTable
+from costmodels.serving_engine import EngineStack, KernelScales, expert_format
 from costmodels.serving_lora import lora_s
 from costmodels.serving_memory import layer_counts
 from costmodels.serving_operators import IterationWork, LayerTimes, ServingMachine, head_s, layer_times
@@ -67,23 +67,24 @@ def iteration_cost(
     """
     total = LayerTimes(*(np.zeros(len(table)) for _ in range(6)))
     for block, count in layer_counts(model):
-        times = layer_times(block, table, work, machine)
+        times = layer_times(block, table, work, machine, engine.routing_skew)
         for part in fields(times):
             setattr(total, part.name, getattr(total, part.name) + count * getattr(times, part.name))
     mixed = np.where((work.prefill_tokens > 0) & (work.decode_seqs > 0), engine.mixed_attention_factor, 1.0)
-    attention = engine.attention_scale * mixed
+    scale = _scales(engine, table, machine, work)
+    attention = scale["attention"] * mixed
     draft = table.draft_tokens.astype(float)
     rows = work.prefill_seqs + work.decode_seqs * (1.0 + draft)
-    head = engine.gemm_scale * head_s(model.vocab, model.hidden, rows, table, machine)
+    head = scale["gemm"] * head_s(model.vocab, model.hidden, rows, table, machine)
     tokens = work.prefill_tokens + work.decode_seqs * (1.0 + draft)
     sends = (table.pp - 1) * p2p_s(2.0 * tokens * model.hidden, table.tp * table.dp, machine.levels)
     scaled = {
-        "gemm_s": engine.gemm_scale * total.gemm_s,
+        "gemm_s": scale["gemm"] * total.gemm_s,
         "prefill_attention_s": attention * total.prefill_attention_s,
         "decode_attention_s": attention * total.decode_attention_s,
-        "experts_s": engine.experts_scale * total.experts_s,
-        "vector_s": engine.vector_scale * total.vector_s,
-        "comm_s": engine.comm_scale * total.comm_s + sends,
+        "experts_s": scale["experts"] * total.experts_s,
+        "vector_s": scale["vector"] * total.vector_s,
+        "comm_s": scale["comm"] * total.comm_s + sends,
     }
     layers = sum(scaled[n] for n in scaled) - sends
     host = engine.host_s + engine.host_per_seq_s * work.decode_seqs
@@ -97,6 +98,27 @@ def iteration_cost(
         ),
         host_s=host,
     )
+
+
+def _scales(
+    engine: EngineStack, table: ServingTable, machine: ServingMachine, work: IterationWork
+) -> dict[str, Floats]:
+    """Return the factors of kernel times by part, between decoding's and prompts' by share of tokens."""
+    tokens = work.prefill_tokens + work.decode_seqs
+    prompt = work.prefill_tokens / np.maximum(tokens, 1.0)
+    scales = {
+        f.name: getattr(engine.decode, f.name) ** (1.0 - prompt) * getattr(engine.prefill, f.name) ** prompt
+        for f in fields(KernelScales)
+    }
+    for code in np.unique(table.experts):
+        key = expert_format(machine.device, Quant(code))
+        decode, prefill = engine.expert_formats.get(key, (1.0, 1.0))
+        scales["experts"] = np.where(
+            table.experts == code,
+            scales["experts"] * decode ** (1.0 - prompt) * prefill**prompt,
+            scales["experts"],
+        )
+    return scales
 
 
 def iteration_s(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ClosedLoop", "LoopResult", "LoopTimes", "run_closed_loop"]
+__all__ = ["ClosedLoop", "LoopResult", "LoopTimes", "PrefillPool", "run_closed_loop"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -27,6 +27,19 @@ class LoopTimes:
     """Decode iteration without prompts. shape (nodes,)"""
     mixed_s: Floats
     """Iteration with one full chunk of prompt tokens beside the decoding requests. shape (nodes,)"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PrefillPool:
+    """Queues that take prompts only, each as many waiting ones at a time as fit its budget."""
+
+    num_queues: int
+    token_nodes: Floats
+    """Prompt tokens at the nodes, the last the most that one iteration takes. shape (nodes,)"""
+    seconds: Floats
+    """Iteration of a queue with so many tokens. shape (nodes,)"""
+    transfer_s: float
+    """One request's cache on its way to the decoding instance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +61,8 @@ class ClosedLoop:
     """Requests that the KV cache and the engine's limit admit at once."""
     admission_s: float
     """Added to every TTFT."""
-    num_prefill_workers: int = 0
-    """Separate instances for prompts (split form); 0 is prompts in the same instance."""
-    prefill_s: float = 0.0
-    """One prompt on a separate instance, and its cache's way to the decoding one."""
+    prefill: "PrefillPool | None" = None
+    """Separate instances for prompts (split form); None is prompts in the same instance."""
     tokens_per_step: float = 1.0
     """Tokens that a decode step yields on average (drafts accepted plus one)."""
 
@@ -64,6 +75,10 @@ class LoopResult:
     ttft_median_s: float
     tpot_mean_s: float
     tpot_median_s: float
+    ttft_prompt_s: float
+    """Of the mean TTFT, what prompt tokens added to iterations; the rest decoded other requests."""
+    tpot_prompt_s: float
+    """Likewise of the mean TPOT."""
     throughput_tokens_per_s: float
     """Output tokens of the group."""
     mean_batch: float
@@ -101,9 +116,16 @@ class _Run:
         size = min(loop.concurrency, loop.max_batch) + 1
         batches = np.arange(size + 1)
         self.decode_table = np.interp(batches, times.batch_nodes, times.decode_s).tolist()
-        self.mixed_table = np.interp(batches, times.batch_nodes, times.mixed_s).tolist()
+        mixed = np.interp(batches, times.batch_nodes, times.mixed_s)
+        plain = np.where(batches > 0, self.decode_table, 0.0)
+        self.added_table = np.maximum(mixed - plain, 0.0).tolist()
         self.now = 0.0
+        self.added = 0.0
         self.tick = 0
+        self.sent_added: list[float] = [0.0] * total
+        self.first_added: list[float] = [0.0] * total
+        self.ttft_added: list[float] = [0.0] * total
+        self.tpot_added: list[float] = [0.0] * total
         self.sent: list[float] = [0.0] * total
         self.first: list[float] = [0.0] * total
         self.ttft: list[float] = [0.0] * total
@@ -111,12 +133,14 @@ class _Run:
         self.running: list[tuple[int, int]] = []
         self.waiting: deque[int] = deque()
         self.ahead: list[tuple[float, int]] = []
-        self.workers = [0.0] * loop.num_prefill_workers
+        self.queues = [0.0] * (loop.prefill.num_queues if loop.prefill else 0)
+        self.unread: deque[int] = deque()
         self.next = 0
         self.left = total
         self.batch_time = 0.0
         for _ in range(loop.concurrency):
             self.send(0.0)
+        self.read()
 
     def send(self, at: float) -> None:
         """Send the next request, if any is left."""
@@ -125,34 +149,56 @@ class _Run:
             return
         self.next += 1
         self.sent[request] = at
-        if not self.workers:
-            self.waiting.append(request)
-            return
-        worker = min(range(len(self.workers)), key=self.workers.__getitem__)
-        share = self.prompts[request] / self.loop.prompt_tokens
-        done = max(at, self.workers[worker]) + self.loop.prefill_s * share
-        self.workers[worker] = done
-        self.ttft[request] = done - at + self.loop.admission_s
-        heapq.heappush(self.ahead, (done, request))
+        self.sent_added[request] = self.added
+        (self.unread if self.queues else self.waiting).append(request)
+
+    def read(self) -> None:
+        """Let every free queue take its share of the prompts that wait."""
+        pool = self.loop.prefill
+        while pool is not None and self.unread:
+            queue = min(range(len(self.queues)), key=self.queues.__getitem__)
+            begin = max(self.queues[queue], self.sent[self.unread[0]])
+            if begin > self.now:
+                return
+            idle = sum(free <= begin for free in self.queues)
+            fair = -(-len(self.unread) // idle)
+            taken = [self.unread.popleft()]
+            tokens = self.prompts[taken[0]]
+            while (
+                self.unread
+                and len(taken) < fair
+                and self.sent[self.unread[0]] <= begin
+                and tokens + self.prompts[self.unread[0]] <= pool.token_nodes[-1]
+            ):
+                taken.append(self.unread.popleft())
+                tokens += self.prompts[taken[-1]]
+            done = begin + float(np.interp(tokens, pool.token_nodes, pool.seconds))
+            self.queues[queue] = done
+            for request in taken:
+                self.ttft[request] = done - self.sent[request] + self.loop.admission_s
+                self.ttft_added[request] = self.ttft[request]
+                heapq.heappush(self.ahead, (done + pool.transfer_s, request))
 
     def start(self, request: int) -> None:
         """Move a request to decoding."""
         self.first[request] = self.now
+        self.first_added[request] = self.added
         heapq.heappush(self.running, (self.tick + self.steps[request], request))
 
     def finish(self) -> None:
         """Answer every request that ends at this tick; its client sends the next one."""
         while self.running and self.running[0][0] <= self.tick:
             _, request = heapq.heappop(self.running)
-            steps = self.steps[request]
-            self.tpot[request] = (self.now - self.first[request]) / (steps * self.loop.tokens_per_step)
+            tokens = self.steps[request] * self.loop.tokens_per_step
+            self.tpot[request] = (self.now - self.first[request]) / tokens
+            self.tpot_added[request] = (self.added - self.first_added[request]) / tokens
             self.left -= 1
             self.send(self.now)
 
     def prefill(self) -> None:
         """Run iterations with prompt chunks until the oldest waiting prompt, and what fits with it, is in."""
         loop = self.loop
-        if self.workers:
+        if self.queues:
             self.start(self.waiting.popleft())
             return
         room = loop.max_batch - len(self.running)
@@ -169,28 +215,37 @@ class _Run:
         whole, rest = divmod(tokens, loop.chunk_tokens)
         for share in [1.0] * int(whole) + ([rest / loop.chunk_tokens] if rest > 0 else []):
             batch = len(self.running)
-            plain = self.decode_table[batch]
-            self.advance(plain + share * (self.mixed_table[batch] - plain), 1)
+            added = share * self.added_table[batch]
+            self.added += added
+            self.advance((self.decode_table[batch] if batch else 0.0) + added, 1)
         for request in taken:
             self.ttft[request] = self.now - self.sent[request] + loop.admission_s
+            self.ttft_added[request] = self.added - self.sent_added[request]
             self.start(request)
 
     def decode(self) -> None:
         """Run plain decode iterations until a request ends or a prompt arrives from a separate instance."""
         seconds = self.decode_table[len(self.running)]
         ticks = max(self.running[0][0] - self.tick, 1)
-        if self.ahead:
-            ticks = min(ticks, max(1, int((self.ahead[0][0] - self.now) / seconds) + 1))
+        event = self.next_event_s()
+        if event < float("inf"):
+            ticks = min(ticks, max(1, int((event - self.now) / seconds) + 1))
         self.advance(ticks * seconds, ticks)
         self.arrive()
 
     def idle(self) -> None:
-        """Wait for a prompt from a separate instance."""
-        self.now = max(self.now, self.ahead[0][0])
+        """Wait for a separate instance."""
+        self.now = max(self.now, self.next_event_s())
         self.arrive()
 
+    def next_event_s(self) -> float:
+        """Return when a separate instance next finishes prompts or is free for waiting ones."""
+        free = min(self.queues) if self.unread else float("inf")
+        return min(self.ahead[0][0] if self.ahead else float("inf"), free)
+
     def arrive(self) -> None:
-        """Admit the prompts that separate instances have finished."""
+        """Move prompts on to the separate instances, and those that they have finished to decoding."""
+        self.read()
         while self.ahead and self.ahead[0][0] <= self.now:
             self.waiting.append(heapq.heappop(self.ahead)[1])
 
@@ -209,6 +264,8 @@ class _Run:
             ttft_median_s=float(np.median(self.ttft)),
             tpot_mean_s=float(np.mean(self.tpot)),
             tpot_median_s=float(np.median(self.tpot)),
+            ttft_prompt_s=float(np.mean(self.ttft_added)),
+            tpot_prompt_s=float(np.mean(self.tpot_added)),
             throughput_tokens_per_s=tokens / max(self.now, 1e-12),
             mean_batch=self.batch_time / max(self.now, 1e-12),
         )

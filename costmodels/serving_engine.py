@@ -4,13 +4,28 @@ The numbers are fitted: one JSON file for all engines, with what they were fitte
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
+from costmodels.serving_config import Quant
+from hardware.device import Device
 from hardware.errors import UnknownNameError
 
-__all__ = ["EngineStack", "engine_names", "find_engine"]
+__all__ = ["EngineStack", "KernelScales", "engine_names", "expert_format", "find_engine", "generation"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelScales:
+    """Measured over kernel time, by part of an iteration."""
+
+    gemm: float
+    attention: float
+    experts: float
+    vector: float
+    comm: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,16 +42,15 @@ class EngineStack:
     """Per iteration that holds prompt tokens, which runs outside captured graphs."""
     admission_s: float
     """From arrival to the first iteration that may hold the prompt, and from token to answer."""
-    gemm_scale: float
-    """Measured over kernel time of dense matmuls; likewise below."""
-    attention_scale: float
-    experts_scale: float
-    vector_scale: float
-    comm_scale: float
-    prefill_scale: float
-    """Measured over predicted time of the part of an iteration that prompt tokens add."""
-    stream_tokens: float
-    """Tokens that the server sends at once; the first answer waits for so many."""
+    decode: KernelScales
+    """Of iterations that only decode."""
+    prefill: KernelScales
+    """Of iterations that only hold prompt tokens; mixed ones lie between, by their share of tokens."""
+    expert_formats: Mapping[str, tuple[float, float]]
+    """Further factors of routed experts, decode and prefill, by the key of `expert_format`."""
+    routing_skew: float
+    """Power law of expert popularity: requests of one kind prefer the same experts. Zero where the engine
+    keeps copies of popular ones."""
     mixed_attention_factor: float
     """Attention of an iteration that holds prompts and decoding requests, over the sum of both alone."""
     memory_frac: float
@@ -56,11 +70,29 @@ class EngineStack:
 @cache
 def _stacks() -> dict[str, EngineStack]:
     text = (files("costmodels") / "data" / "coefficients" / "serving" / "engines.json").read_text("utf-8")
-    known = {f.name for f in fields(EngineStack)}
-    return {
-        name: EngineStack(name=name, **{k: v for k, v in values.items() if k in known})
-        for name, values in json.loads(text)["engines"].items()
-    }
+    return {name: _engine(name, values) for name, values in json.loads(text)["engines"].items()}
+
+
+def _engine(name: str, values: Mapping[str, Any]) -> EngineStack:
+    known = {f.name for f in fields(EngineStack)} - {"decode", "prefill", "expert_formats"}
+    return EngineStack(
+        name=name,
+        decode=KernelScales(**values["decode"]),
+        prefill=KernelScales(**values["prefill"]),
+        expert_formats={k: (v[0], v[1]) for k, v in values["expert_formats"].items()},
+        **{k: v for k, v in values.items() if k in known},
+    )
+
+
+def expert_format(device: Device, quant: Quant) -> str:
+    """Return the key of a routed layer's kernels: the device's generation and the weights' format."""
+    return f"{generation(device)},{quant.label}"
+
+
+def generation(device: Device) -> str:
+    """Return what devices of one generation share: the vendor and the narrowest matrix format."""
+    narrowest = next((n for n in ("fp4", "fp8") if getattr(device, f"{n}_flops_per_s")), "bf16")
+    return f"{device.vendor},{narrowest}"
 
 
 _ALIASES = {"tensorrt-llm": "trtllm", "trt-llm": "trtllm", "mind-ie": "mindie"}

@@ -46,6 +46,11 @@ _DRAFT_ATTENTION = 0.15
 """Added to attention over the cache per drafted token: the cache is read once for all of them (assumed)."""
 _INDEXER_PEAK_FRAC = 0.4
 """Of the 8-bit peak, reached by the indexer of a sparse attention (assumed)."""
+_TILE_TOKENS = 16.0
+"""Rows of the smallest tile of a matrix unit."""
+_CACHE_GAIN = 2.5
+"""Bandwidth of the last-level cache over that of memory, for element-wise kernels whose tensors stay in it
+(assumed)."""
 _FUSED_LATENCY_S = 1.6e-6
 """Start and end of one memory-bound kernel inside a captured graph, beyond its traffic (assumed)."""
 
@@ -131,12 +136,19 @@ def kernel_format(device: Device, code: int, *, routed: bool = False) -> str:
 
 
 def quant_matmul_s(machine: ServingMachine, m: Floats, n: Floats, k: Floats, codes: Ints) -> Floats:
-    """Return seconds of a dense matmul in each row's number format. shape (rows,)"""
+    """Return seconds of a dense matmul in each row's number format. shape (rows,)
+
+    Fewer tokens than the smallest tile never take longer than a full tile: an engine may pad them.
+    """
     out = np.zeros(len(m))
     for code in np.unique(codes):
         rows = codes == code
         dtype = kernel_format(machine.device, int(code))
         out[rows] = machine.kernels.matmul_s(m[rows], n[rows], k[rows], dtype=dtype)
+        few = rows & (m < _TILE_TOKENS)
+        if few.any():
+            tile = machine.kernels.matmul_s(np.full(few.sum(), _TILE_TOKENS), n[few], k[few], dtype=dtype)
+            out[few] = np.minimum(out[few], tile)
     return out
 
 
@@ -227,7 +239,9 @@ def _indexer_s(
     return machine.kernels.memory_s(seqs * keys * op.index_dim) + flops / (_INDEXER_PEAK_FRAC * peak)
 
 
-def _experts_s(op: Experts, tokens: Floats, table: ServingTable, machine: ServingMachine) -> Floats:
+def _experts_s(
+    op: Experts, tokens: Floats, table: ServingTable, machine: ServingMachine, skew: float
+) -> Floats:
     """Return seconds of router and routed experts on one device; `tokens` are its attention group's."""
     out = quant_matmul_s(
         machine, tokens, np.full(len(table), float(op.num_experts)), np.full(len(table), float(op.hidden)),
@@ -239,6 +253,7 @@ def _experts_s(op: Experts, tokens: Floats, table: ServingTable, machine: Servin
         shape = {
             "tokens": pooled[rows], "hidden": op.hidden, "ffn_hidden": op.ffn_hidden,
             "num_experts": op.num_experts, "top_k": op.top_k, "ep": table.ep[rows], "etp": table.etp[rows],
+            "skew": skew,
         }  # fmt: skip
         dtype = kernel_format(machine.device, int(code), routed=True)
         if dtype == "int4-weight-only":
@@ -284,8 +299,14 @@ def _vector_bytes(op: Norm | Elementwise | Generic, tp: Ints) -> tuple[Floats, f
     return 2.0 * (op.reads + op.writes) / cut, 1.0 if op.split is Split.COLUMN else 0.0
 
 
+def _memory_bytes(moved: Floats, device: Device) -> Floats:
+    """Return bytes that cost as much from memory alone as `moved` bytes of which the cache keeps a part."""
+    kept = np.minimum((device.l2_bytes or 0.0) / (2.0 * np.maximum(moved, 1.0)), 1.0)
+    return np.asarray(moved * (1.0 - kept * (1.0 - 1.0 / _CACHE_GAIN)))
+
+
 def layer_times(
-    block: Block, table: ServingTable, work: IterationWork, machine: ServingMachine
+    block: Block, table: ServingTable, work: IterationWork, machine: ServingMachine, routing_skew: float = 0.0
 ) -> LayerTimes:
     """Return seconds of one layer of kind `block`, one row per (configuration, work) pair.
 
@@ -312,14 +333,14 @@ def layer_times(
             out.decode_attention_s += decode
         elif isinstance(op, Experts):
             routed = op
-            out.experts_s += _experts_s(op, tokens, table, machine)
+            out.experts_s += _experts_s(op, tokens, table, machine, routing_skew)
         elif isinstance(op, StateSpace):
             out.decode_attention_s += _state_space_s(
                 op, tokens, work.decode_seqs + work.prefill_seqs, table, machine
             )
         elif isinstance(op, Norm | Elementwise | Generic):
             moved, kernels = _vector_bytes(op, table.tp)
-            vector_bytes += tokens * moved
+            vector_bytes += _memory_bytes(tokens * moved, machine.device)
             launches += kernels
     out.vector_s += launches * _FUSED_LATENCY_S + vector_bytes / (
         _VECTOR_BANDWIDTH_FRAC * machine.device.memory_bytes_per_s

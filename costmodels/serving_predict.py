@@ -1,25 +1,26 @@
 """Predicted TTFT, TPOT and throughput of measured serving points: iteration tables, then the closed loop."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from costmodels.graph import ModelGraph
 from costmodels.serving import iteration_cost
-from costmodels.serving_closed_loop import ClosedLoop, LoopResult, LoopTimes, run_closed_loop
+from costmodels.serving_closed_loop import ClosedLoop, LoopTimes, PrefillPool, run_closed_loop
 from costmodels.serving_config import ServingConfig, ServingTable
 from costmodels.serving_correction import PointKind, ServingCorrection, serving_correction
-from costmodels.serving_engine import EngineStack, find_engine
+from costmodels.serving_engine import EngineStack, find_engine, generation
 from costmodels.serving_machine import serving_machine, system_device
 from costmodels.serving_memory import kv_bytes_per_request, kv_transfer_bytes, serving_memory
 from costmodels.serving_operators import IterationWork, ServingMachine
 from costmodels.serving_runs import ServingRun
 
 __all__ = [
+    "IterationTimes",
     "RunPrediction",
-    "loop_tables",
+    "closed_loop",
     "loop_times",
     "max_requests",
     "point_kind",
@@ -28,6 +29,8 @@ __all__ = [
 ]
 
 Floats = npt.NDArray[np.float64]
+IterationTimes = Callable[[ModelGraph, ServingTable, EngineStack, ServingMachine, IterationWork], Floats]
+"""Seconds of one iteration per row."""
 
 _NODES = np.array([0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192], dtype=float)
 _LENGTH_SPREAD_FRAC = 0.2
@@ -35,6 +38,9 @@ _LENGTH_SPREAD_FRAC = 0.2
 _ADMITTED_OUTPUT_FRAC = 0.5
 """Of the answer is in cache on average; engines admit on what is held now and preempt later."""
 _REQUESTS_PER_CLIENT = 10
+_LONG_TOKENS = 4096
+_PREFILL_UTILISATION = 0.75
+"""Of separate prefill instances, where a row does not say how many there are (assumed)."""
 _MAX_LOOP_REQUESTS = 20000
 
 
@@ -75,20 +81,6 @@ def max_requests(run: ServingRun, config: ServingConfig, engine: EngineStack, ma
     return int(min(room, engine.max_batch))
 
 
-def loop_tables(
-    run: ServingRun,
-    config: ServingConfig,
-    engine: EngineStack,
-    machine: ServingMachine,
-    clients: int,
-    chunk: float,
-) -> LoopTimes:
-    """Return iteration times of one attention group of a run, at its mean lengths."""
-    spread = 1.0 - _LENGTH_SPREAD_FRAC / 2.0
-    lengths = (spread * run.prompt_tokens, spread * run.output_tokens)
-    return loop_times(run.model, config, engine, machine, clients, chunk, *lengths)
-
-
 def loop_times(
     model: ModelGraph,
     config: ServingConfig,
@@ -98,6 +90,7 @@ def loop_times(
     chunk: float,
     prompt: float,
     output: float,
+    seconds_of: IterationTimes | None = None,
 ) -> LoopTimes:
     """Return iteration times of one attention group at batch nodes up to its clients.
 
@@ -105,7 +98,9 @@ def loop_times(
     ----------
     chunk : prompt tokens of one mixed iteration.
     prompt, output : mean tokens of a request.
+    seconds_of : in place of the cost model, for fits that ask again with other factors.
     """
+    seconds_of = seconds_of or _modelled
     nodes = np.unique(np.append(_NODES[clients > _NODES], [float(clients)]))
     context = prompt + output / 2.0
     prompts = np.full(len(nodes), max(chunk / prompt, 1.0))
@@ -121,30 +116,37 @@ def loop_times(
         decode_context=np.concatenate([alone, beside]) * context,
     )
     table = ServingTable.from_configs([config]).repeat(2 * len(nodes))
-    seconds = iteration_cost(model, table, engine, machine, work).iteration_s
+    seconds = seconds_of(model, table, engine, machine, work)
     decode, mixed = seconds[: len(nodes)], seconds[len(nodes) :]
     plain = decode * np.where(nodes > 0, 1.0, 0.0)
     added = mixed - plain if engine.chunked else mixed
     return LoopTimes(
         batch_nodes=nodes,
-        decode_s=np.maximum.accumulate(decode),
-        mixed_s=plain + engine.prefill_scale * np.maximum(added, 0.0),
+        decode_s=np.minimum.accumulate(decode[::-1])[::-1],
+        mixed_s=plain + np.maximum(added, 0.0),
     )
 
 
 def point_kind(run: ServingRun) -> PointKind:
     """Return the groups that a run belongs to."""
-    device = system_device(run.system)
-    generation = (
-        f"{device.vendor},{'fp4' if device.fp4_flops_per_s else 'fp8' if device.fp8_flops_per_s else 'bf16'}"
-    )
     return PointKind(
         split=run.prefill is not None,
         guessed=bool(run.assumed),
         campaign=run.source,
         engine=run.engine,
-        generation=generation,
+        generation=generation(system_device(run.system)),
+        attention="wide" if run.decode.dp > 1 else "narrow",
+        lengths=_lengths(run),
+        load=int(
+            np.clip((np.log2(run.concurrency / (run.decode.num_devices * run.num_decode)) + 2.0) // 2, 0, 4)
+        ),
     )
+
+
+def _lengths(run: ServingRun) -> str:
+    if run.output_tokens > _LONG_TOKENS:
+        return "long answers"
+    return "long prompts" if run.prompt_tokens > _LONG_TOKENS else "even"
 
 
 def predict_run(
@@ -158,40 +160,60 @@ def predict_run(
     correction : in place of the shipped one.
     """
     engine = engine or find_engine(run.engine)
+    correction = correction or serving_correction()
+    loop, times = closed_loop(run, engine)
+    result = run_closed_loop(loop, times)
+    kind = point_kind(run)
+    return RunPrediction(
+        row_id=run.row_id,
+        ttft_s=correction.ttft_s(kind, result.ttft_mean_s, result.tpot_mean_s),
+        tpot_s=correction.tpot_s(kind, result.tpot_mean_s),
+        throughput_tokens_per_s=result.throughput_tokens_per_s * run.concurrency / loop.concurrency,
+        mean_batch=result.mean_batch * run.concurrency / loop.concurrency / (run.decode.dp * run.num_decode),
+        loop_ttft_s=result.ttft_mean_s,
+        loop_tpot_s=result.tpot_mean_s,
+    )
+
+
+def closed_loop(
+    run: ServingRun, engine: EngineStack, seconds_of: IterationTimes | None = None
+) -> tuple[ClosedLoop, LoopTimes]:
+    """Return the loop of one point, and its iteration times.
+
+    Attention groups of a deployment are alike, so the loop holds one of them; or as many as share one
+    queue of prompts, whose batches then spread over them.
+
+    Parameters
+    ----------
+    seconds_of : in place of the cost model, for fits that ask again with other factors.
+    """
+    seconds_of = seconds_of or _modelled
     machine = serving_machine(system_device(run.system))
     groups = run.decode.dp * run.num_decode
     clients = max(1, -(-run.concurrency // groups))
-    split = run.prefill is not None
     prompt = run.prompt_tokens * (1.0 - _LENGTH_SPREAD_FRAC / 2.0)
     chunk = float(max(min(engine.token_budget, _batched(prompt, clients, engine)), 1.0))
     held = max_requests(run, run.decode, engine, machine)
-    times = loop_tables(run, run.decode, engine, machine, min(clients, held), chunk)
-    rounds = int(np.clip(_MAX_LOOP_REQUESTS // clients, 3, _REQUESTS_PER_CLIENT))
-    workers, prefill_s = _prefill_pool(run, engine, machine, clients, times) if split else (0, 0.0)
+    answer = run.output_tokens * (1.0 - _LENGTH_SPREAD_FRAC / 2.0)
+    times = loop_times(
+        run.model, run.decode, engine, machine, min(clients, held), chunk, prompt, answer, seconds_of
+    )
+    merged, pool = (1, None)
+    if run.prefill is not None:
+        merged, pool = _prefill_pool(run, engine, machine, float(times.decode_s[-1]), seconds_of)
+    clients = min(clients * merged, max(run.concurrency, 1))
     loop = ClosedLoop(
         concurrency=clients,
         prompt_tokens=float(run.prompt_tokens),
         output_tokens=float(run.output_tokens),
         length_spread_frac=_LENGTH_SPREAD_FRAC,
-        requests_per_client=rounds,
+        requests_per_client=int(np.clip(_MAX_LOOP_REQUESTS // clients, 3, _REQUESTS_PER_CLIENT)),
         chunk_tokens=chunk,
-        max_batch=held,
-        admission_s=engine.admission_s,
-        num_prefill_workers=workers,
-        prefill_s=prefill_s,
+        max_batch=held * merged,
+        admission_s=0.0,
+        prefill=pool,
     )
-    result: LoopResult = run_closed_loop(loop, times)
-    kind = point_kind(run)
-    correction = correction or serving_correction()
-    return RunPrediction(
-        row_id=run.row_id,
-        ttft_s=correction.ttft_s(kind, result.ttft_mean_s, result.tpot_mean_s),
-        tpot_s=correction.tpot_s(kind, result.tpot_mean_s),
-        throughput_tokens_per_s=result.throughput_tokens_per_s * groups,
-        mean_batch=result.mean_batch,
-        loop_ttft_s=result.ttft_mean_s,
-        loop_tpot_s=result.tpot_mean_s,
-    )
+    return loop, replace(times, batch_nodes=times.batch_nodes * merged)
 
 
 def _batched(prompt: float, clients: int, engine: EngineStack) -> float:
@@ -202,30 +224,47 @@ def _batched(prompt: float, clients: int, engine: EngineStack) -> float:
 
 
 def _prefill_pool(
-    run: ServingRun, engine: EngineStack, machine: ServingMachine, clients: int, times: LoopTimes
-) -> tuple[int, float]:
-    """Return prefill queues per decode group, and seconds of one prompt and its cache's way.
+    run: ServingRun,
+    engine: EngineStack,
+    machine: ServingMachine,
+    decode_s: float,
+    seconds_of: IterationTimes,
+) -> tuple[int, PrefillPool]:
+    """Return how many decode groups share the queues of prompts, and those queues.
 
-    Every attention group of a prefill instance is a queue; queues are dealt out over the decode groups.
+    Every attention group of a prefill instance is a queue. Where the number of instances is unknown, they are
+    as many as keep up with decoding.
     """
     assert run.prefill is not None
     config = run.prefill
-    table = ServingTable.from_configs([config])
     prompt = run.prompt_tokens * (1.0 - _LENGTH_SPREAD_FRAC / 2.0)
-    work = IterationWork.of(prompt, 0.0, 0.0, 0.0)
-    cost = iteration_cost(run.model, table, engine, machine, work)
-    seconds = engine.prefill_scale * float(cost.iteration_s[0])
-    moved = float(kv_transfer_bytes(run.model, table, np.array([prompt]))[0])
-    transfer = moved / machine.levels[-1].bytes_per_s if config.num_devices else 0.0
+    most = max(1.0, engine.token_budget // prompt)
+    prompts = np.unique(np.append(_NODES[(_NODES > 0) & (most > _NODES)], most))
+    table = ServingTable.from_configs([config]).repeat(len(prompts))
+    work = IterationWork.of(prompts * prompt, 0.0, 0.0, 0.0, prompts)
+    seconds = np.maximum.accumulate(seconds_of(run.model, table, engine, machine, work))
+    moved = float(kv_transfer_bytes(run.model, ServingTable.from_configs([config]), np.array([prompt]))[0])
     groups = run.decode.dp * run.num_decode
-    decode_s = float(times.decode_s[-1])
     count = run.num_prefill
     if count == 0:
-        demand = run.concurrency / (run.output_tokens * decode_s) * seconds / config.dp
-        count = max(1, round(demand))
-    queues = count * config.dp / groups
-    whole = max(1, round(queues))
-    return whole, seconds * whole / queues + transfer
+        rate_per_s = run.concurrency / (run.output_tokens * decode_s)
+        each_s = float(seconds[-1]) / prompts[-1] / config.dp
+        count = max(1, -int(-rate_per_s * each_s // _PREFILL_UTILISATION))
+    per_group = count * config.dp / groups
+    merged = min(groups, -int(-1.0 // per_group))
+    queues = max(1, round(per_group * merged))
+    return merged, PrefillPool(
+        num_queues=queues,
+        token_nodes=prompts * prompt,
+        seconds=seconds * queues / (per_group * merged),
+        transfer_s=moved / machine.levels[-1].bytes_per_s,
+    )
+
+
+def _modelled(
+    model: ModelGraph, table: ServingTable, engine: EngineStack, machine: ServingMachine, work: IterationWork
+) -> Floats:
+    return iteration_cost(model, table, engine, machine, work).iteration_s
 
 
 def predict_runs(runs: Sequence[ServingRun]) -> list[RunPrediction]:

@@ -127,7 +127,7 @@ def grid_times(
         contexts=contexts,
         decode_s=np.maximum.accumulate(decode, axis=1),
         prompts=prompts,
-        prefill_s=engine.prefill_scale * grid[:, len(batch) :] * (prompts / chunk),
+        prefill_s=grid[:, len(batch) :] * (prompts / chunk),
     )
 
 

@@ -91,7 +91,8 @@ def test_errors_of_pairs_by_hand():
 
 
 def test_correction_finds_a_planted_rule_and_is_neutral_for_the_unseen():
-    kind = PointKind(split=False, guessed=False, campaign="c", engine="e", generation="g")
+    groups = {"campaign": "c", "engine": "e", "generation": "g", "attention": "narrow", "lengths": "even"}
+    kind = PointKind(split=False, guessed=False, load=1, **groups)
     rng = np.random.default_rng(0)
     loop, step = rng.uniform(0.1, 2.0, 200), rng.uniform(0.005, 0.05, 200)
     fitted = fit_serving_correction(
@@ -100,7 +101,7 @@ def test_correction_finds_a_planted_rule_and_is_neutral_for_the_unseen():
     )  # fmt: skip
     assert fitted.ttft_s(kind, 1.0, 0.02) == pytest.approx(1.9, rel=0.1)
     assert fitted.tpot_s(kind, 0.02) == 0.02
-    other = PointKind(split=True, guessed=True, campaign="x", engine="y", generation="z")
+    other = PointKind(split=True, guessed=True, load=1, **groups)
     assert serving_correction().tpot_s(other, 1.0) > 0.0
 
 
@@ -114,3 +115,14 @@ def test_accuracy_on_every_twentieth_measured_point(tmp_path):
     backtest = backtest_serving(sample)
     assert not backtest.rejected
     assert backtest.errors()["tpot"]["median_ape_frac"] < 0.22
+
+
+def test_a_scale_of_unlabelled_runs_is_the_one_of_least_relative_error():
+    groups = {"campaign": "c", "engine": "e", "generation": "g", "attention": "narrow", "lengths": "even"}
+    kind = PointKind(split=True, guessed=True, load=1, **groups)
+    step = np.full(400, 0.02)
+    measured = np.where(np.arange(400) < 200, 0.02, 0.01)
+    fitted = fit_serving_correction(
+        [kind] * 400, loop_ttft_s=step, loop_tpot_s=step, ttft_s=step, tpot_s=measured, weight=np.ones(400)
+    )
+    assert fitted.tpot_s(kind, 0.02) == pytest.approx(0.01, rel=0.02)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from costmodels.models import find_model
 from costmodels.serving import iteration_cost, iteration_s
 from costmodels.serving_bound import throughput_bound_tokens_per_s
-from costmodels.serving_closed_loop import ClosedLoop, LoopTimes, run_closed_loop
+from costmodels.serving_closed_loop import ClosedLoop, LoopTimes, PrefillPool, run_closed_loop
 from costmodels.serving_config import Quant, ServingConfig, ServingTable
 from costmodels.serving_engine import engine_names, find_engine
 from costmodels.serving_machine import serving_machine, system_device
@@ -123,6 +123,13 @@ def loop(**changes):
     return replace(start, **changes)
 
 
+def pool(**changes):
+    start = PrefillPool(
+        num_queues=1, token_nodes=np.array([100.0, 200.0]), seconds=np.array([2.0, 3.0]), transfer_s=0.0
+    )
+    return replace(start, **changes)
+
+
 TIMES = LoopTimes(
     batch_nodes=np.array([0.0, 1.0, 64.0]),
     decode_s=np.array([0.0, 1.0, 1.0]),
@@ -151,9 +158,20 @@ def test_a_full_cache_makes_requests_wait():
 
 
 def test_separate_prompts_leave_decoding_alone():
-    result = run_closed_loop(loop(concurrency=4, num_prefill_workers=4, prefill_s=2.0), TIMES)
+    result = run_closed_loop(loop(concurrency=4, prefill=pool(num_queues=4)), TIMES)
     assert result.tpot_mean_s == pytest.approx(1.0)
     assert result.ttft_median_s == pytest.approx(2.5)
+
+
+def test_a_queue_takes_waiting_prompts_together():
+    result = run_closed_loop(loop(concurrency=4, requests_per_client=1, prefill=pool()), TIMES)
+    assert result.ttft_mean_s == pytest.approx((2 * 3.0 + 2 * 6.0) / 4 + 0.5)
+
+
+def test_what_prompts_add_is_told_apart():
+    result = run_closed_loop(loop(concurrency=2, requests_per_client=1), TIMES)
+    assert result.ttft_prompt_s == pytest.approx((2.0 + 4.0) / 2)
+    assert result.tpot_prompt_s == pytest.approx(2.0 / 10 / 2)
 
 
 def test_throughput_bound_of_nanoflow():
