@@ -31,6 +31,7 @@ from solvers.serving_placement import solve_layer_flow
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "serving"
 MTP_ACCEPTED = 0.7
+CLOUDMATRIX_BATCHES = (2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 
 
 def row(what: str, ours: str, peer: str) -> None:
@@ -110,7 +111,12 @@ def cloudmatrix_rows() -> None:
     machine = device_machine(device, find_node("cloudmatrix384").levels)
     model, engine = find_model("deepseek-r1"), find_engine("mindie")
     eight = {name: Quant.INT8 for name in ("weights", "experts", "attention")}
-    config = ServingConfig(dp=320, ep=256, draft_tokens=1, **eight)
+    config = ServingTable.from_configs([ServingConfig(dp=320, ep=256, draft_tokens=1, **eight)])
+
+    def tpot_s(batch: float, context: float) -> float:
+        work = IterationWork.of(0, 0, batch / 2, batch / 2 * context)
+        return float(iteration_cost(model, config, engine, machine, work).iteration_s[0]) / (1 + MTP_ACCEPTED)
+
     for batch, context, published in (
         (96, 4096, 49.4),
         (128, 1536, 46.8),
@@ -118,11 +124,12 @@ def cloudmatrix_rows() -> None:
         (24, 4096, 24.6),
         (8, 4096, 14.9),
     ):
-        work = IterationWork.of(0, 0, batch / 2, batch / 2 * context)
-        cost = iteration_cost(model, ServingTable.from_configs([config]), engine, machine, work)
-        tpot_s = float(cost.iteration_s[0]) / (1.0 + MTP_ACCEPTED)
-        text = f"{tpot_s * 1e3:.1f} ms, {batch / tpot_s:.0f} tokens/s per package (fitted to these five)"
+        found = tpot_s(batch, context)
+        text = f"{found * 1e3:.1f} ms, {batch / found:.0f} tokens/s per package (fitted to these five)"
         row(f"CloudMatrix384 decode, batch {batch} at {context}", text, f"{published} ms")
+    for limit_s, published in ((0.050, 96), (0.030, 24), (0.015, 8)):
+        best = max((b for b in CLOUDMATRIX_BATCHES if tpot_s(b, 4096) <= limit_s), default=0)
+        row(f"CloudMatrix384, largest batch within {limit_s * 1e3:.0f} ms at 4096", str(best), str(published))
 
 
 def nanoflow_rows() -> None:

@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from costmodels.calibrated import KernelCalibration, current
 from costmodels.kernels_attention import BACKWARD_FLOPS_RATIO, CONTEXT, CONTEXT_MLA, DECODE, DECODE_MLA
-from costmodels.kernels_data import Source, find_surface, source_of, sustained_frac
+from costmodels.kernels_data import Source, find_surface, source_of
 from costmodels.kernels_experts import EXPERTS
+from costmodels.kernels_generic import generic_coefficients
 from costmodels.kernels_machine import Coefficients, Family, Floats, Machine, Shape, find_format, machine_of
 from costmodels.kernels_matmul import MATMUL, weight_bytes
 from costmodels.kernels_surface import KernelTime, Surface
@@ -42,10 +43,6 @@ _BORROWED_FORMAT_LOG_SIGMA = 0.15
 
 ADAM_TRAFFIC_BYTES = 34.0
 """Per parameter: read gradient 4, master, two moments 12; write them 12; write weight 2; clipping pass 4."""
-_POOLED_FLOPS_PER_S_PER_SM = 6.85e12
-"""Geometric mean of bf16 peak over compute units of the devices whose coefficients are pooled."""
-_LARGE_MATMUL = 8192.0
-"""Side of the square matmul at which a sustained share of peak is understood."""
 
 Number = npt.ArrayLike
 
@@ -96,27 +93,10 @@ class KernelModel:
         return replace(time, log_sigma=np.sqrt(variance))
 
     def _coefficients(self, surface: Surface, machine: Machine) -> Coefficients:
-        """Return the coefficients, the generic ones moved to what is known of the device.
-
-        The exponentials of a soft-max run outside the matrix units, so counted in FLOPs of those they cost
-        more the faster the matrix units of one compute unit are. The share of peak moves where it is known.
-        """
-        coefficients = dict(surface.coefficients)
+        """Return the coefficients, the generic ones moved to what is known of the device."""
         if self.source.file != "generic":
-            return coefficients
-        if "softmax_flops" in coefficients:
-            rate = machine.peak_flops_per_s / machine.num_sms
-            coefficients["softmax_flops"] *= rate / _POOLED_FLOPS_PER_S_PER_SM
-        wanted = sustained_frac(self.device)
-        if wanted is None:
-            return coefficients
-        fmt = find_format("bf16")
-        generic, _ = find_surface("generic", MATMUL, fmt)
-        rated = machine_of(self.device, fmt)
-        side = {name: np.array([_LARGE_MATMUL]) for name in MATMUL.columns}
-        seconds = float(MATMUL.physics(side, rated, fmt, generic.coefficients)[0])
-        reached = 2.0 * _LARGE_MATMUL**3 / (seconds * rated.peak_flops_per_s)
-        return coefficients | {"compute_frac": coefficients["compute_frac"] * wanted / reached}
+            return surface.coefficients
+        return generic_coefficients(surface, machine, self.device)
 
     def matmul(self, m: Number, n: Number, k: Number, *, dtype: str = "bf16") -> KernelTime:
         """Return the time of ``y[m, n] = x[m, k] @ w[n, k].T``.

@@ -6,6 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costmodels.kernels import KernelModel, kernel_model
+from costmodels.kernels_attention import CONTEXT
+from costmodels.kernels_data import find_surface
+from costmodels.kernels_generic import generic_coefficients
+from costmodels.kernels_machine import find_format, machine_of
 from hardware.catalog import device_names, find_device
 from hardware.errors import OutOfDomainError
 
@@ -142,3 +146,13 @@ def test_physics_alone_never_takes_longer_for_half_the_work(m: int, n: int, k: i
     kernels = model("mi300x")
     whole = kernels.matmul_s(m, n, k)
     assert kernels.matmul_s(max(m // 2, 1), n, k) <= whole * (1 + 1e-9)
+
+
+def test_generic_softmax_costs_what_exponentials_cost_beside_the_matrix_units() -> None:
+    device = find_device("rtx-pro-6000")
+    found, _ = find_surface("generic", CONTEXT, find_format("bf16"))
+    own = machine_of(device, find_format("bf16"))
+    fast = replace(own, peak_flops_per_s=2.0 * own.peak_flops_per_s)
+    slower, faster = (generic_coefficients(found, m, device)["softmax_flops"] for m in (own, fast))
+    assert faster == pytest.approx(2.0 * slower)
+    assert slower < found.coefficients["softmax_flops"]

@@ -51,6 +51,27 @@ def test_more_work_takes_no_less_time(seqs, context):
     assert seconds(prompt=2048.0, seqs=float(seqs), held=float(seqs * context)) > base
 
 
+def test_factors_hold_for_their_kind_of_iteration():
+    """Twice the matmul factor of prompts doubles the matmuls of prompts, not those of decoding."""
+    engine = replace(ENGINE, prefill=replace(ENGINE.prefill, gemm=2.0 * ENGINE.prefill.gemm))
+    work = IterationWork.of([0, 512], [0, 0], [8, 0], [8192, 0])
+    table = ServingTable.from_configs([ServingConfig(), ServingConfig()])
+    before, after = (iteration_cost(LLAMA, table, e, MACHINE, work).gemm_s for e in (ENGINE, engine))
+    assert (after / before).tolist() == pytest.approx([1.0, 2.0])
+
+
+def test_skewed_routing_reads_fewer_experts_and_lengthens_prompts():
+    mixtral = find_model("qwen3-30b-a3b")
+    table = ServingTable.from_configs([ServingConfig(), ServingConfig()])
+    work = IterationWork.of([0, 16384], [0, 0], [24, 0], [24 * 1024, 0])
+    even, skewed = (
+        iteration_cost(mixtral, table, replace(ENGINE, routing_skew=s), MACHINE, work).experts_s
+        for s in (0, 1.2)
+    )
+    assert skewed[0] < even[0]
+    assert skewed[1] > even[1]
+
+
 def test_narrow_weights_decode_faster():
     wide = seconds(seqs=1.0, held=100.0)
     eight = ServingConfig(weights=Quant.FP8, attention=Quant.FP8)
