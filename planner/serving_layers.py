@@ -156,7 +156,7 @@ def _rates(demand: Demand, offer: DeviceOffer, config: ServingConfig) -> tuple[F
     cost = iteration_cost(model, ServingTable.from_configs([config]).repeat(size + 1), engine, machine, work)
     every = cost.head_s + cost.host_s
     through = cost.iteration_s - every
-    prompt_s = engine.prefill_scale * float(through[-1]) * prompt / chunk
+    prompt_s = float(through[-1]) * prompt / chunk
     share = (np.arange(num_layers + 1) / num_layers)[:, None]
     step = through[None, :-1] * share + every[None, :-1]
     prompts = prompt_s * share + every[-1]
