@@ -103,6 +103,7 @@ def fit_steps(
             for p in PRIORS.values()
         ]
     )
+    base = replace(base, evidence=f"fitted to {len(rows)} measured steps")
     stack = _fitted(base, inputs, seconds, spread)
     held = _held_out(base, inputs, seconds, spread, np.array([s.at["hidden"] for s in rows]))
     judged = np.isfinite(held)

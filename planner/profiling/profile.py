@@ -57,15 +57,21 @@ def _with_sigma(task: Task, device: str) -> Task:
     """Return the task with the cost model's own uncertainty, where the catalogue knows the device."""
     from costmodels.kernels import kernel_model
 
-    if task.kind != "matmul":
-        return task
+    at = dict(task.shape)
     try:
         model = kernel_model(find_device(device))
     except UnknownNameError:
         return task
-    at = dict(task.shape)
-    sigma = model.matmul(at["m"], at["n"], at["k"], dtype=task.dtype).log_sigma
-    return replace(task, prior_log_sigma=float(sigma))
+    if task.kind == "matmul":
+        told = model.matmul(at["m"], at["n"], at["k"], dtype=task.dtype)
+    elif task.kind.startswith("attention"):
+        told = model.attention(
+            batch=at["batch"], q_len=at["q_len"], kv_len=at["q_len"], heads=at["heads"],
+            kv_heads=at["kv_heads"], head_dim=at["head_dim"],
+        )  # fmt: skip
+    else:
+        return task
+    return replace(task, prior_log_sigma=float(told.log_sigma))
 
 
 def profile_here(request: ProfileRequest) -> Profile | None:

@@ -28,6 +28,17 @@ _STEP_WEIGHT = 2.5
 """A whole step says more than one kernel: it holds everything that runs together."""
 
 
+_SMALL_MODELS = (
+    (256, 1024, 4, 4, 2048, 64), (128, 512, 8, 4, 1024, 128), (320, 1280, 4, 4, 512, 32),
+    (160, 640, 8, 4, 1536, 128),
+)  # fmt: skip
+_LARGE_MODELS = (
+    (2048, 8192, 16, 16, 32768, 2048), (1024, 4096, 24, 16, 32768, 1024), (4096, 16384, 4, 32, 32768, 2048),
+)  # fmt: skip
+"""Hidden and feed-forward size, layers, heads, vocabulary and sequence of models whose steps are measured: 2
+to 5 million parameters on processors, 0.4 to 1.1 billion on accelerators."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """One shape of one kind to be measured."""
@@ -77,7 +88,7 @@ def default_tasks(kinds: Sequence[str], *, dtype: str, num_ranks: int, large: bo
         elif kind in WHAT["collectives"]:
             found += _collectives(kind, dtype, num_ranks, large)
         elif kind == "step":
-            found += _steps(dtype, num_ranks)
+            found += _steps(dtype, num_ranks, large)
         else:
             powers = range(12, 31, 2) if large else range(12, 27, 2)
             found += [Task.of(kind, dtype, num_bytes=2.0**p) for p in powers]
@@ -120,18 +131,15 @@ def _collectives(kind: str, dtype: str, num_ranks: int, large: bool) -> list[Tas
     ]
 
 
-def _steps(dtype: str, num_ranks: int) -> list[Task]:
-    """Return whole steps of small models, every way to lay them over the ranks."""
+def _steps(dtype: str, num_ranks: int, large: bool) -> list[Task]:
+    """Return whole steps of models, every way to lay them over the ranks."""
     cuts = [
         (tp, pp, num_ranks // (tp * pp))
         for tp in (1, 2, 4, 8)
         for pp in (1, 2, 4, 8)
         if num_ranks % (tp * pp) == 0
     ]
-    models = (
-        (256, 1024, 4, 4, 2048, 64), (128, 512, 8, 4, 1024, 128), (320, 1280, 4, 4, 512, 32),
-        (160, 640, 8, 4, 1536, 128),
-    )  # fmt: skip
+    models = _LARGE_MODELS if large else _SMALL_MODELS
     return [
         Task.of(
             "step", dtype, hidden=h, ffn_hidden=f, num_layers=layers, num_heads=heads, vocab=vocab,

@@ -11,6 +11,7 @@ from planner.profiling.device_name import catalogue_device, filed_under
 from planner.profiling.interference import Moment, others_frac
 from planner.profiling.launch import run_ranks
 from planner.profiling.numpy_backend import NumpyBackend
+from planner.profiling.profile import ProfileRequest, requested_tasks
 from planner.profiling.ranks import Ranks, ranks_of
 from planner.profiling.reference_step import ReferenceJob
 from planner.profiling.run import run_profile
@@ -185,16 +186,30 @@ def test_the_most_uncertain_shape_is_the_farthest_from_what_is_known(tmp_path: P
     assert most_uncertain([], known) is None
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("num_ranks", [1, 2, 8])
-def test_default_tasks_fit_the_ranks(num_ranks: int) -> None:
+def test_default_tasks_fit_the_ranks(num_ranks: int, large: bool) -> None:
     kinds = [kind for kinds in WHAT.values() for kind in kinds]
-    tasks = default_tasks(kinds, dtype="fp32", num_ranks=num_ranks, large=False)
+    tasks = default_tasks(kinds, dtype="fp32", num_ranks=num_ranks, large=large)
     assert len({(t.kind, t.shape) for t in tasks}) == len(tasks)
     for task in tasks:
         at = dict(task.shape)
         assert at.get("stride", 1) * at.get("degree", 1) <= num_ranks
         if task.kind == "step":
             assert ReferenceJob.of(at).num_ranks == num_ranks
+
+
+def test_kernels_of_a_catalogue_device_are_as_uncertain_as_the_cost_model_says(tmp_path: Path) -> None:
+    asked = ProfileRequest(output=tmp_path / "s.csv", what=("kernels",), backend="cuda")
+
+    def sigmas(device: str) -> dict[str, float]:
+        tasks = requested_tasks(asked, kinds=None, dtype="bf16", num_ranks=1, device=device)
+        return {t.kind: t.prior_log_sigma for t in tasks}
+
+    known, unknown = sigmas("h100"), sigmas("never-heard-of")
+    for kind in ("matmul", "attention_forward", "attention_backward"):
+        assert 0.0 < known[kind] < 0.5 < unknown[kind]
+    assert known["optimizer"] == unknown["optimizer"]
 
 
 def test_a_gpu_gets_at_least_300_shapes() -> None:
