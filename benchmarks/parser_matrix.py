@@ -19,7 +19,7 @@ from tests.planner.emit.cases import CASES, plan_path
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--python", default=None)
+    parser.add_argument("--python", action="append", default=[])
     parser.add_argument("--no-parsers", action="store_true")
     options = parser.parse_args()
     totals: Counter[tuple[str, str]] = Counter()
@@ -27,7 +27,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place) / "out"
             write_emission(emit_plan(plan_path(plan), target, scheduler=scheduler), folder)
-            verdicts = verify_folder(folder, python=options.python, parsers=not options.no_parsers)
+            verdicts = verify_folder(folder, pythons=options.python, parsers=not options.no_parsers)
         own = [v for v in verdicts if v.checker.startswith("meshwright")]
         real = [v for v in verdicts if v not in own]
         mine = "pass" if all(v.verdict == "pass" for v in own) else "FAIL"

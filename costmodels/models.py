@@ -26,7 +26,7 @@ from costmodels.graph_import.transformer import TransformerSpec, transformer_fro
 from hardware.errors import SpecError, UnknownNameError
 from hardware.schema import read_yaml_text, validate
 
-__all__ = ["find_model", "model_aliases", "model_names", "published_params", "read_model_file"]
+__all__ = ["find_model", "hf_config", "model_aliases", "model_names", "published_params", "read_model_file"]
 
 _KINDS = ("config", "transformer", "operators")
 _NOTES = ("name", "source", "published_params")
@@ -85,6 +85,29 @@ def published_params(name: str) -> int | None:
     """Return the parameter count that the makers of the catalogue's model `name` publish, if exact."""
     entry = _entry(name).get("published_params")
     return None if entry is None else int(entry["value"])
+
+
+def hf_config(name_or_path: str) -> dict[str, Any] | None:
+    """Return the Hugging Face configuration that a model was read from; None where it came in another form.
+
+    Raises
+    ------
+    UnknownNameError, SpecError
+        as `find_model`.
+    """
+    find_model(name_or_path)
+    name, path = name_or_path.lower(), Path(name_or_path)
+    if name in model_names():
+        data = _entry(name)
+    elif path.exists():
+        file = path / "config.json" if path.is_dir() else path
+        if file.suffix.lower() in (".pt2", ".onnx"):
+            return None
+        data = read_yaml_text(file.read_text(encoding="utf-8"), str(file))
+    else:
+        data = _entry(model_aliases()[name])
+    config = data if "model_type" in data else data.get("config")
+    return dict(config) if isinstance(config, dict) else None
 
 
 def read_model_file(path: Path | str) -> ModelGraph:

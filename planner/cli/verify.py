@@ -13,9 +13,11 @@ __all__ = ["verify"]
 def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `meshwright emit` wrote.")],
     python: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            "--python", metavar="PATH", help="Interpreter with the frameworks' packages; this one by default."
+            "--python",
+            metavar="PATH",
+            help="Interpreter with a framework's packages (repeatable); this one by default.",
         ),
     ] = None,
     parsers: Annotated[bool, typer.Option("--parsers/--no-parsers", help="Run the real parsers.")] = True,
@@ -24,7 +26,7 @@ def verify(
     with readable_errors():
         from planner.emit.verify.verify_folder import RECEIPT, verify_folder
 
-        verdicts = verify_folder(folder, python=python, parsers=parsers)
+        verdicts = verify_folder(folder, pythons=tuple(python or ()), parsers=parsers)
         for v in verdicts:
             typer.echo(f"{v.verdict:4}  {v.checker} {v.version}".rstrip())
             for problem in v.problems:

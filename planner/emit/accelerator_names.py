@@ -1,6 +1,6 @@
-"""What schedulers call a device: Slurm's gres type, Kubernetes' resource, SkyPilot's accelerator."""
+"""What others call a device: Slurm, Kubernetes, SkyPilot, and CUDA's compute capability."""
 
-__all__ = ["kubernetes_resource", "skypilot_name", "slurm_gres"]
+__all__ = ["compute_capability", "kubernetes_resource", "skypilot_name", "slurm_gres"]
 
 _VENDOR_RESOURCE = {
     "nvidia": "nvidia.com/gpu",
@@ -21,6 +21,13 @@ _SKYPILOT = {
     "mi300x": "MI300X",
     "gh200": "GH200",
 }
+_CAPABILITY = (
+    ("v100", (7, 0)), ("t4", (7, 5)), ("a100", (8, 0)), ("a800", (8, 0)), ("a30", (8, 0)), ("a10g", (8, 6)),
+    ("a40", (8, 6)), ("rtx-a6000", (8, 6)), ("l4", (8, 9)), ("l40s", (8, 9)), ("rtx-4090", (8, 9)),
+    ("h100", (9, 0)), ("h200", (9, 0)), ("h800", (9, 0)), ("h20", (9, 0)), ("gh200", (9, 0)),
+    ("b200", (10, 0)), ("gb200", (10, 0)), ("b300", (10, 3)), ("gb300", (10, 3)), ("rtx-pro-6000", (12, 0)),
+)  # fmt: skip
+"""Beginnings of device names, and the compute capability in NVIDIA's table of CUDA devices."""
 _SLURM = {"a100-80gb": "a100", "a100-40gb": "a100", "v100-16gb": "v100", "v100-32gb": "v100"}
 
 
@@ -37,3 +44,9 @@ def skypilot_name(device: str) -> str:
 def slurm_gres(device: str) -> str:
     """Return the gres type that sites give a device; sites may differ."""
     return _SLURM.get(device, device)
+
+
+def compute_capability(device: str) -> tuple[int, int] | None:
+    """Return the CUDA compute capability of a device; None for devices that have none."""
+    found = [pair for name, pair in _CAPABILITY if device == name or device.startswith(f"{name}-")]
+    return found[0] if found else None

@@ -128,12 +128,11 @@ def _host_names(path: str | None) -> tuple[str, ...]:
 
 def _emission(file: Any, origin: Origin, target: Target, scheduler: str, hosts: tuple[str, ...]) -> Emission:
     if target.kind == "train":
+        from planner.emit.rank_order import DEFAULT, ORDERS
         from planner.emit.schedule_training import SCHEDULERS
         from planner.emit.training_launch import training_launch
 
-        orders = (
-            ("tp-cp-ep-dp-pp", "tp-cp-ep-pp-dp") if origin.target in _BOTH_ORDERS else ("tp-cp-ep-dp-pp",)
-        )
+        orders = tuple(ORDERS) if origin.target in _BOTH_ORDERS else (DEFAULT,)
         launch = training_launch(file, origin, orders=orders, host_file=hosts)
         return SCHEDULERS[scheduler](launch, target.load()(launch), named_hosts=bool(hosts))
     from planner.emit.schedule_serving import SCHEDULERS as SERVING_SCHEDULERS

@@ -51,6 +51,7 @@ def program_emission(launch: TrainingLaunch, program: Program) -> Emission:
         "world": launch.strategy.world,
         "rank_order": launch.rank_order,
         "num_hosts": len(launch.hosts),
+        "planned_hosts": [host.planned_name for host in launch.hosts],
         "ranks_per_host": launch.ranks_per_host,
     }
     return Emission(

@@ -12,10 +12,12 @@ from costmodels.strategy import Strategy
 from hardware.errors import SpecError
 from planner.plan import PlannedRank
 
-__all__ = ["ORDERS", "Seat", "seats_in_order"]
+__all__ = ["DEFAULT", "ORDERS", "Seat", "seats_in_order"]
 
+DEFAULT = "tp-cp-ep-dp-pp"
+"""Order of every framework that cannot be told another."""
 ORDERS: dict[str, tuple[str, ...]] = {
-    "tp-cp-ep-dp-pp": ("tp", "cp", "dp", "pp"),
+    DEFAULT: ("tp", "cp", "dp", "pp"),
     "tp-cp-ep-pp-dp": ("tp", "cp", "pp", "dp"),
 }
 """Orders of ranks that Megatron can be told, innermost first; ep is carved from dp and cp in both."""

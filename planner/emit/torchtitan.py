@@ -17,7 +17,13 @@ _MODULES: tuple[tuple[str, str, str], ...] = (
     ("llama-3.3-70b", "llama3", "llama3_70b"),
     ("llama-3.1-405b", "llama3", "llama3_405b"),
     ("deepseek-v3", "deepseek_v3", "deepseek_v3_671b"),
+    ("qwen3-0.6b", "qwen3", "qwen3_0_6b"),
+    ("qwen3-1.7b", "qwen3", "qwen3_1_7b"),
+    ("qwen3-14b", "qwen3", "qwen3_14b"),
     ("qwen3-32b", "qwen3", "qwen3_32b"),
+    ("qwen3-30b-a3b", "qwen3", "qwen3_30b_a3b"),
+    ("gpt-oss-20b", "gpt_oss", "gpt_oss_20b"),
+    ("gpt-oss-120b", "gpt_oss", "gpt_oss_120b"),
 )
 """Catalogue name, torchtitan module, torchtitan configuration."""
 
@@ -69,6 +75,8 @@ def _degrees(launch: TrainingLaunch) -> list[str]:
     ]
     if s.tp > 1 and not s.sequence_parallel:
         lines.append("--parallelism.no-enable_sequence_parallel")
+    if s.pp > 1 or s.ep > 1:
+        lines.append("--training.disable_cuda_graphs")
     if s.overlap_tp and s.tp > 1:
         lines += ["--compile.enable", "--compile.enable_async_tensor_parallel"]
     return lines
@@ -82,27 +90,26 @@ def _pipeline(launch: TrainingLaunch) -> list[str]:
     lines = [
         flag("--parallelism.pipeline_parallel_schedule", schedule),
         flag("--parallelism.pipeline_parallel_microbatch_size", s.micro_batch),
-        "--training.disable_cuda_graphs",
         "--parallelism.pipeline_parallel_first_stage_less_layers 0",
         "--parallelism.pipeline_parallel_last_stage_less_layers 0",
     ]
     if launch.is_even:
         lines.append(flag("--parallelism.pipeline_parallel_layers_per_stage", launch.stage_layers[0]))
         return lines
-    # Uneven stages are named module by module: the option takes one list per model part.
-    lines.append(flag("--parallelism.module_fqns_per_model_part", _module_names(launch.stage_layers)))
+    # Uneven stages are named module by module: the option takes one word per model part.
+    lines.append(flag("--parallelism.module_fqns_per_model_part", *_module_names(launch.stage_layers)))
     return lines
 
 
-def _module_names(stage_layers: tuple[int, ...]) -> str:
+def _module_names(stage_layers: tuple[int, ...]) -> list[str]:
     parts, first = [], 0
     for number, layers in enumerate(stage_layers):
         names = [f"layers.{i}" for i in range(first, first + layers)]
         names = ["tok_embeddings", *names] if number == 0 else names
-        names = [*names, "norm", "output"] if number == len(stage_layers) - 1 else names
-        parts.append("[" + ",".join(f'"{n}"' for n in names) + "]")
+        names = [*names, "norm", "lm_head"] if number == len(stage_layers) - 1 else names
+        parts.append(",".join(names))
         first += layers
-    return "[" + ",".join(parts) + "]"
+    return parts
 
 
 def _training(launch: TrainingLaunch) -> list[str]:

@@ -11,7 +11,7 @@ from hardware.errors import InputError, OutOfDomainError
 from hardware.schema import validate
 from planner.emit.emission import Origin
 from planner.emit.model_shape import ModelShape, model_shape
-from planner.emit.rank_order import ORDERS, Seat, seats_in_order
+from planner.emit.rank_order import DEFAULT, ORDERS, Seat, seats_in_order
 from planner.plan import PlanFile, TrainingPlan
 from planner.ranks import host_names
 from planner.request import TrainRequest, resolve
@@ -104,12 +104,14 @@ def training_launch(
     plan = file.plans[origin.plan_number - 1]
     request = validate(TrainRequest, _request_fields(file), "plan", prefix="request")
     job, cluster = resolve(request)
-    order, seats = seats_in_order(plan.placement.ranks, plan.strategy, orders)
+    shape = model_shape(job.model)
+    possible = [order for order in orders if order == DEFAULT or _takes_other_order(plan.strategy, shape)]
+    order, seats = seats_in_order(plan.placement.ranks, plan.strategy, possible)
     hosts, grouped = _hosts(seats, cluster, host_file)
     group = cluster.groups[0]
     return TrainingLaunch(
         origin=origin,
-        shape=model_shape(job.model),
+        shape=shape,
         strategy=plan.strategy,
         seq_len=job.seq_len,
         global_batch=job.global_batch,
@@ -122,6 +124,12 @@ def training_launch(
         hosts=hosts,
         is_grouped=grouped,
     )
+
+
+def _takes_other_order(s: Strategy, shape: ModelShape) -> bool:
+    """Return whether stages may stand inside replicas: experts then need as many replicas as the rest."""
+    routed = s.ep * s.etp if shape.num_experts else s.tp
+    return s.pp == 1 or routed == s.tp * s.cp
 
 
 def _request_fields(file: PlanFile[TrainingPlan]) -> dict[str, object]:

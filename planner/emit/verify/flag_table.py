@@ -13,11 +13,13 @@ __all__ = ["FlagTable", "flag_table", "read_flags"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlagTable:
-    """Options by name, each with the form of its value."""
+    """Options by name, each with the form of its value; ``texts`` takes all words up to the next option."""
 
     name: str
     source: str
     forms: dict[str, str]
+    own: dict[str, str]
+    """Those of `forms` that the framework adds to the one whose table it extends."""
     words: tuple[str, ...] = ()
     """Words that may stand alone."""
 
@@ -28,7 +30,9 @@ def flag_table(name: str) -> FlagTable:
     data = yaml.safe_load(files("planner.emit").joinpath("data", f"{name}.yaml").read_text(encoding="utf-8"))
     base = flag_table(data["extends"]).forms if "extends" in data else {}
     words = tuple(str(data.get("positional", "")).split("|")) if data.get("positional") else ()
-    return FlagTable(name=name, source=data["source"], forms={**base, **data["flags"]}, words=words)
+    return FlagTable(
+        name=name, source=data["source"], forms={**base, **data["flags"]}, own=data["flags"], words=words
+    )
 
 
 def read_flags(words: list[str], table: FlagTable) -> tuple[dict[str, str], list[str]]:
@@ -64,7 +68,13 @@ def read_flags(words: list[str], table: FlagTable) -> tuple[dict[str, str], list
             given = words[position]
             position += 1
         values[name] = given
-        problem = text_problem(given, table.forms[name])
+        form = table.forms[name]
+        if form == "texts":
+            while position < len(words) and not words[position].startswith("--"):
+                values[name] += f" {words[position]}"
+                position += 1
+            continue
+        problem = text_problem(given, form)
         if problem:
             problems.append(f"{name}: {problem}")
     return values, problems

@@ -28,6 +28,7 @@ def megatron_problems(values: Mapping[str, str], world: int) -> list[str]:
         problems.append(f"--global-batch-size {batch} is no multiple of micro-batch {micro} x replicas {dp}")
     problems += _shape_problems(values, number, tp, cp)
     problems += _expert_problems(values, number, world, pp)
+    problems += _order_problems(values, number, tp, cp, pp)
     problems += _stage_problems(values, number, pp, batch // (micro * dp))
     problems += _needs(values, tp)
     return problems
@@ -67,6 +68,17 @@ def _expert_problems(values: Mapping[str, str], number: Number, world: int, pp: 
     if number("--moe-router-topk", 1) > experts:
         problems.append(f"--moe-router-topk {values['--moe-router-topk']} exceeds --num-experts {experts}")
     return problems
+
+
+def _order_problems(values: Mapping[str, str], number: Number, tp: int, cp: int, pp: int) -> list[str]:
+    if "--use-tp-pp-dp-mapping" not in values or pp == 1:
+        return []
+    routed = number("--expert-tensor-parallel-size", tp) * number("--expert-model-parallel-size")
+    if routed == tp * cp:
+        return []
+    return [
+        f"--use-tp-pp-dp-mapping needs expert x expert tensor = tensor x context, not {routed} and {tp * cp}"
+    ]
 
 
 def layout_layers(layout: str) -> list[int]:

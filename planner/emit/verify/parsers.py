@@ -1,59 +1,97 @@
 """The real parsers, each in a process of its own: what is installed checks, what is not is skipped."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
+from functools import lru_cache
 from importlib.resources import files
+from pathlib import Path
 
 from planner.emit.verify.emitted import Emitted
+from planner.emit.verify.engine_lines import engine_of
+from planner.emit.verify.probe_input import probe_input
+from planner.emit.verify.slurm import slurm_verdicts
 from planner.emit.verify.verdict import Verdict
 
 __all__ = ["parser_verdicts", "probes_of"]
 
 _PROBES: dict[str, tuple[str, ...]] = {
     "megatron-lm": ("megatron", "torchrun"),
-    "mindspeed": ("torchrun",),
-    "megatron-bridge": ("torchrun",),
+    "mindspeed": ("megatron", "torchrun"),
+    "megatron-bridge": ("megatron_bridge", "torchrun"),
     "deepspeed": ("deepspeed", "torchrun"),
     "accelerate": ("accelerate",),
     "fsdp": ("torchrun",),
     "torchtitan": ("torchtitan", "torchrun"),
-    "vllm": ("vllm",),
-    "sglang": ("sglang",),
-    "tensorrt-llm": (),
-    "dynamo": (),
-    "llm-d": (),
 }
-_TIME_LIMIT_S = 180.0
+_ENGINES = ("vllm", "sglang")
+_TIME_LIMIT_S = 300.0
 
 
-def probes_of(target: str, scheduler: str) -> tuple[str, ...]:
+def probes_of(emitted: Emitted) -> tuple[str, ...]:
     """Return the names of the real parsers that apply."""
-    more = ("kubernetes",) if scheduler == "kubernetes" and target not in ("dynamo", "llm-d") else ()
-    return (*_PROBES[target], *more)
+    names = list(_PROBES.get(emitted.target, ()))
+    if emitted.plan.kind == "serve":
+        names = [engine_of(emitted)] if engine_of(emitted) in _ENGINES else []
+    if emitted.scheduler == "kubernetes" and emitted.target != "llm-d":
+        names.append("kubernetes")
+    if emitted.scheduler == "skypilot":
+        names.append("skypilot")
+    if "serve_config.yaml" in emitted.files:
+        names.append("ray")
+    return tuple(names)
 
 
-def parser_verdicts(emitted: Emitted, python: str | None = None) -> list[Verdict]:
+def parser_verdicts(emitted: Emitted, pythons: Sequence[str] = ()) -> list[Verdict]:
     """Return what every real parser at hand says.
 
     Parameters
     ----------
-    python : interpreter whose packages are used; None is this one.
+    pythons : interpreters whose packages are used, each parser's first that has it; none is this one.
     """
-    names = probes_of(emitted.target, emitted.scheduler)
-    verdicts = [_probe(emitted, name, python or sys.executable) for name in names]
-    return [*verdicts, *_shell_verdicts(emitted), *_slurm_verdicts(emitted)]
+    given = json.dumps(probe_input(emitted))
+    verdicts = [_first(emitted, name, pythons or (sys.executable,), given) for name in probes_of(emitted)]
+    return [*verdicts, *_shell_verdicts(emitted), *slurm_verdicts(emitted)]
 
 
-def _probe(emitted: Emitted, name: str, python: str) -> Verdict:
-    program = files("planner.emit.verify").joinpath("probes", f"{name}.py.txt").read_text(encoding="utf-8")
+def _first(emitted: Emitted, name: str, pythons: Sequence[str], given: str) -> Verdict:
+    """Return the first verdict that is not a skip; else the skip that says most."""
+    skips = []
+    for python in pythons:
+        if name in _ENGINES:
+            verdict = _engine_verdict(name, python, given)
+        else:
+            verdict = _run(name, python, emitted.folder.resolve(), given)
+        if verdict.verdict != "skip":
+            return verdict
+        skips.append(verdict)
+    return max(skips, key=lambda v: "is not installed" not in " ".join(v.problems))
+
+
+@lru_cache(maxsize=64)
+def _engine_verdict(name: str, python: str, given: str) -> Verdict:
+    """Return what an engine says of command lines; it reads the model's config.json and no emitted file."""
+    with tempfile.TemporaryDirectory() as work:
+        (Path(work) / "config.json").write_text(json.dumps(json.loads(given)["model"]), encoding="utf-8")
+        return _run(name, python, Path(work), given)
+
+
+def _run(name: str, python: str, place: Path, given: str) -> Verdict:
+    folder = files("planner.emit.verify").joinpath("probes")
+    parts = [folder.joinpath(f"{n}.py.txt").read_text(encoding="utf-8") for n in ("common", name)]
+    # A user's own modules beside the caller must not stand before the framework's.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     try:
         done = subprocess.run(
-            [python, "-c", program, str(emitted.folder.resolve())],
+            [python, "-P", "-c", "\n".join(parts), str(place), given],
             capture_output=True,
             text=True,
             timeout=_TIME_LIMIT_S,
+            env=environment,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -66,11 +104,11 @@ def _probe(emitted: Emitted, name: str, python: str) -> Verdict:
         )
     said = json.loads(lines[-1])
     return Verdict(
-        checker=said.get("checker", name),
-        version=said.get("version", ""),
+        checker=said["checker"],
+        version=said["version"],
         verdict=said["verdict"],
-        files=tuple(said.get("files", ())),
-        problems=tuple(said.get("problems", ())),
+        files=tuple(said["files"]),
+        problems=tuple(said["problems"]),
     )
 
 
@@ -93,25 +131,3 @@ def _shell_verdicts(emitted: Emitted) -> list[Verdict]:
                 problems.append(f"{script}: {(done.stdout + done.stderr).strip()[:400]}")
         found.append(Verdict.of(tool, "", tuple(scripts), problems))
     return found
-
-
-def _slurm_verdicts(emitted: Emitted) -> list[Verdict]:
-    """Return what sbatch says of the options; it reads them before it looks for a controller."""
-    scripts = sorted(n for n in emitted.files if n.endswith(".sbatch"))
-    if not scripts:
-        return []
-    path = shutil.which("sbatch")
-    if path is None:
-        return [Verdict(checker="sbatch", version="", verdict="skip", problems=("not installed",))]
-    problems = []
-    for script in scripts:
-        done = subprocess.run(
-            [path, "--test-only", script], capture_output=True, text=True, cwd=emitted.folder, check=False
-        )
-        said = done.stderr.strip()
-        if any(word in said for word in ("configuration source", "contact slurm controller")):
-            reason = "no Slurm configuration here"
-            return [Verdict(checker="sbatch", version="", verdict="skip", problems=(reason,))]
-        if done.returncode:
-            problems.append(f"{script}: {said[:400]}")
-    return [Verdict.of("sbatch", "", tuple(scripts), problems)]

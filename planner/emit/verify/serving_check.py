@@ -8,8 +8,8 @@ import yaml
 from costmodels.models import find_model
 from planner.emit.model_shape import ModelShape, model_shape
 from planner.emit.verify.emitted import Emitted
+from planner.emit.verify.engine_lines import engine_lines, engine_of
 from planner.emit.verify.flag_table import flag_table, read_flags
-from planner.emit.verify.scripts import array_words
 from planner.emit.verify.verdict import Verdict
 
 __all__ = ["serving_verdicts"]
@@ -18,7 +18,7 @@ __all__ = ["serving_verdicts"]
 def serving_verdicts(emitted: Emitted) -> list[Verdict]:
     """Return what our tables and arithmetic say of a fleet."""
     shape = model_shape(find_model(str(emitted.plan.request["model"])))
-    lines = _command_lines(emitted)
+    lines = {line.shown: list(line.words) for line in engine_lines(emitted)}
     table = flag_table(_table_name(emitted))
     spelling, rules = [], []
     for name, words in lines.items():
@@ -36,31 +36,13 @@ def serving_verdicts(emitted: Emitted) -> list[Verdict]:
 
 
 def _table_name(emitted: Emitted) -> str:
-    if emitted.target == "llm-d":
-        return "vllm"
-    if emitted.target == "dynamo" and emitted.best.strategy.engine == "sglang":
-        return "sglang"
-    return emitted.target
-
-
-def _command_lines(emitted: Emitted) -> dict[str, list[str]]:
-    if emitted.target == "dynamo":
-        document = yaml.safe_load(emitted.files.get("deployment.yaml", "")) or {}
-        parts = document.get("spec", {}).get("components", [])
-        containers = {p["name"]: p["podTemplate"]["spec"]["containers"][0] for p in parts}
-        return {name: [str(w) for w in c["args"]] for name, c in containers.items() if "args" in c}
-    if emitted.target == "llm-d":
-        values = yaml.safe_load(emitted.files.get("values.yaml", "")) or {}
-        found = {}
-        for role in ("prefill", "decode"):
-            part = values.get(role, {})
-            if part.get("create"):
-                sizes = part["parallelism"]
-                own = ["--tensor-parallel-size", sizes["tensor"], "--data-parallel-size", sizes["data"]]
-                found[role] = [str(w) for w in (*own, *part["containers"][0]["args"])]
-        return found
-    scripts = {n: t for n, t in emitted.files.items() if n.startswith("serve-") and n.endswith(".sh")}
-    return {name: array_words(text, "ARGS") for name, text in scripts.items()}
+    return (
+        "sglang"
+        if engine_of(emitted) == "sglang"
+        else "vllm"
+        if emitted.target == "llm-d"
+        else emitted.target
+    )
 
 
 def _rules(emitted: Emitted, values: dict[str, str], shape: ModelShape) -> list[str]:

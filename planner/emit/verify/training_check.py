@@ -14,7 +14,7 @@ from planner.emit.verify.megatron_rules import megatron_problems
 from planner.emit.verify.scripts import array_words, number_after
 from planner.emit.verify.verdict import Verdict
 
-__all__ = ["training_verdicts"]
+__all__ = ["launch_of", "training_verdicts"]
 
 _WITH_FLAGS = {"megatron-lm": "megatron-lm", "mindspeed": "mindspeed", "torchtitan": "torchtitan"}
 
@@ -30,7 +30,7 @@ def training_verdicts(emitted: Emitted) -> list[Verdict]:
         values, problems = read_flags(words, table)
         files = ("train.sh", "run_args.sh")
         verdicts.append(Verdict.of(f"meshwright flag table {table.name}", emitted.version, files, problems))
-    launch = _launch(emitted)
+    launch = launch_of(emitted)
     problems = _world_problems(launch, script) + _target_problems(emitted, launch, values)
     verdicts.append(Verdict.of("meshwright arithmetic", emitted.version, ("train.sh",), problems))
     placed = _placement_problems(emitted, launch)
@@ -38,7 +38,8 @@ def training_verdicts(emitted: Emitted) -> list[Verdict]:
     return verdicts
 
 
-def _launch(emitted: Emitted) -> TrainingLaunch:
+def launch_of(emitted: Emitted) -> TrainingLaunch:
+    """Return what the emitter was given, in the rank order that the files were made for."""
     origin = Origin(
         plan_sha256=emitted.plan_sha256,
         plan_number=emitted.plan_number,
@@ -131,10 +132,16 @@ def _torchtitan_problems(values: dict[str, str], launch: TrainingLaunch) -> list
         problems.append(f"degrees multiply to {product}, the world is {launch.strategy.world}")
     if shard * cp * tp % ep:
         problems.append(f"expert degree {ep} does not divide shard {shard} x context {cp} x tensor {tp}")
-    if pp > 1 and "--training.disable_cuda_graphs" not in values:
-        problems.append("a pipeline needs --training.disable_cuda_graphs")
+    if (pp > 1 or ep > 1) and "--training.disable_cuda_graphs" not in values:
+        problems.append("pipelines and routed experts need --training.disable_cuda_graphs")
+    parts = values.get("--parallelism.module_fqns_per_model_part", "").split()
+    if parts and tuple(part.count("layers.") for part in parts) != launch.stage_layers:
+        problems.append(f"module_fqns_per_model_part does not hold {launch.stage_layers} layers")
     local = int(values.get("--training.local_batch_size", "1"))
     batch = int(values.get("--training.global_batch_size", "1"))
+    micro = int(values.get("--parallelism.pipeline_parallel_microbatch_size", "1"))
+    if pp > 1 and local % micro:
+        problems.append(f"local batch {local} is no multiple of the pipeline's micro-batch {micro}")
     if batch % (local * replicate * shard):
         problems.append(
             f"global batch {batch} is no multiple of local {local} x replicas {replicate * shard}"

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -38,9 +39,13 @@ def _whole(emitted: Emitted) -> Verdict:
 
 
 def verify_folder(
-    folder: str | os.PathLike[str], *, python: str | None = None, parsers: bool = True
+    folder: str | os.PathLike[str], *, pythons: Sequence[str] = (), parsers: bool = True
 ) -> list[Verdict]:
     """Return all verdicts on a folder that `emit` wrote, and write them to its receipt.
+
+    Parameters
+    ----------
+    pythons : interpreters with the frameworks' packages; none is this one.
 
     Raises
     ------
@@ -50,7 +55,7 @@ def verify_folder(
     emitted = read_emitted(Path(folder))
     verdicts = own_verdicts(emitted)
     if parsers and verdicts[0].verdict == "pass":
-        verdicts += parser_verdicts(emitted, python)
+        verdicts += parser_verdicts(emitted, pythons)
     document = {
         "schema_version": 1,
         "plan_sha256": emitted.plan_sha256,

@@ -99,21 +99,37 @@ def test_scattered_ranks_start_one_by_one(tmp_path: Path) -> None:
     assert "WORLD_SIZE=32" in script
 
 
-def test_pipeline_neighbours_use_the_other_order(tmp_path: Path) -> None:
-    """Stages side by side on one host: only the order with pp before dp keeps hosts together."""
-    document = json.loads(Path(plan_path("mixtral")).read_text())
-    ranks = document["plans"][0]["placement"]["ranks"]
-    seats = list(product(range(4), range(8)))
-    for entry in ranks:
+def with_stages_inside_hosts(tmp_path: Path, name: str) -> str:
+    document = json.loads(Path(plan_path(name)).read_text())
+    plan = document["plans"][0]
+    tp, pp = plan["strategy"]["tp"], plan["strategy"]["pp"]
+    hosts = list(dict.fromkeys(entry["host"] for entry in plan["placement"]["ranks"]))
+    seats = list(product(hosts, range(8)))
+    for entry in plan["placement"]["ranks"]:
         c = entry["coordinates"]
-        host, device = seats[c["tp"] + 2 * (c["pp"] + 2 * c["dp"])]
-        entry["host"], entry["device"] = f"dgx-h100-{host}", device
+        entry["host"], entry["device"] = seats[c["tp"] + tp * (c["pp"] + pp * c["dp"])]
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(document))
-    assert check_replay(str(path)).rank_order == "tp-cp-ep-pp-dp"
-    assert "--use-tp-pp-dp-mapping" in emit_plan(str(path), "megatron-lm").files["train.sh"]
-    by_hand = emit_plan(str(path), "megatron-bridge").files["train.sh"]
-    assert "dist.use_tp_pp_dp_mapping=true" in by_hand
+    return str(path)
+
+
+def test_pipeline_neighbours_use_the_other_order(tmp_path: Path) -> None:
+    """Stages side by side on one host: only the order with pp before dp keeps hosts together."""
+    path = with_stages_inside_hosts(tmp_path, "tensor")
+    launch = check_replay(path)
+    assert launch.rank_order == "tp-cp-ep-pp-dp"
+    assert launch.is_grouped
+    assert "--use-tp-pp-dp-mapping" in emit_plan(path, "megatron-lm").files["train.sh"]
+    assert "dist.use_tp_pp_dp_mapping=true" in emit_plan(path, "megatron-bridge").files["train.sh"]
+
+
+def test_experts_spread_over_replicas_keep_the_default_order(tmp_path: Path) -> None:
+    """Megatron refuses the other order unless experts have as many replicas as the rest."""
+    path = with_stages_inside_hosts(tmp_path, "mixtral")
+    launch = check_replay(path)
+    assert launch.rank_order == "tp-cp-ep-dp-pp"
+    assert not launch.is_grouped
+    assert "--use-tp-pp-dp-mapping" not in emit_plan(path, "megatron-lm").files["train.sh"]
 
 
 def test_named_hosts_reach_every_file(tmp_path: Path) -> None:

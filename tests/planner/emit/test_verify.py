@@ -111,7 +111,7 @@ def test_receipt_and_exit_codes(tmp_path: Path, meshwright: Meshwright) -> None:
 
 def test_a_missing_parser_is_skipped_and_not_passed(tmp_path: Path) -> None:
     folder = emitted(tmp_path, "serve-single", "vllm")
-    verdicts = verify_folder(folder, python=str(tmp_path / "no-python"))
+    verdicts = verify_folder(folder, pythons=[str(tmp_path / "no-python")])
     assert next(v for v in verdicts if v.checker == "vllm").verdict == "skip"
 
 

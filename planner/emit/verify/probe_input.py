@@ -1,0 +1,65 @@
+"""What a probe is told besides the folder: planned devices, stages, command lines, the model's shape."""
+
+import re
+from typing import Any
+
+from costmodels.models import hf_config
+from hardware.catalog import find_device
+from planner.emit.accelerator_names import compute_capability
+from planner.emit.serving_launch import DEVICES_PER_HOST
+from planner.emit.verify.emitted import Emitted
+from planner.emit.verify.engine_lines import engine_lines, engine_of
+from planner.emit.verify.flag_table import flag_table
+from planner.emit.verify.training_check import launch_of
+
+__all__ = ["probe_input"]
+
+_H100 = (9, 0)
+"""Stands for devices without CUDA, whose emissions take the same options."""
+_OF_THE_PLATFORM = {"dynamo": ("--model", "--model-path", "--disaggregation-mode")}
+"""Options that the platform reads itself, each with a value."""
+
+
+def probe_input(emitted: Emitted) -> dict[str, Any]:
+    """Return what the probes of `emitted` are told."""
+    catalogs = tuple(str(c) for c in emitted.plan.request.get("catalog", ()))
+    if emitted.plan.kind == "train":
+        launch = launch_of(emitted)
+        own = flag_table("mindspeed").own if emitted.target == "mindspeed" else {}
+        return _device(launch.device, catalogs) | {
+            "stage_layers": list(launch.stage_layers),
+            "without": {name: form != "switch" for name, form in own.items()},
+        }
+    lines = engine_lines(emitted)
+    return {
+        "lines": {line.shown: _engine_words(emitted, line.words) for line in lines},
+        "devices": {line.shown: _device(line.device, catalogs) for line in lines},
+        "files": sorted({line.file for line in lines}),
+        "model": hf_config(str(emitted.plan.request["model"])),
+        "devices_per_host": DEVICES_PER_HOST,
+    }
+
+
+def _device(name: str, catalogs: tuple[str, ...]) -> dict[str, Any]:
+    device = find_device(name, catalogs=catalogs)
+    return {
+        "capability": list(compute_capability(name) or _H100),
+        "memory_bytes": float(device.memory_bytes),
+    }
+
+
+def _engine_words(emitted: Emitted, words: tuple[str, ...]) -> list[str]:
+    """Return the engine's own words as its first machine reads them."""
+    skipped: tuple[str, ...] = _OF_THE_PLATFORM.get(emitted.target, ())
+    if emitted.target == "dynamo" and engine_of(emitted) == "sglang":
+        skipped = ("--model", "--model-path")
+    kept: list[str] = []
+    position = 0
+    while position < len(words):
+        if words[position] in skipped:
+            position += 2
+            continue
+        text = re.sub(r"\$\(\(NODE_RANK \* \d+\)\)|\$NODE_RANK", "0", words[position])
+        kept.append(text.replace("$LEADER", "127.0.0.1"))
+        position += 1
+    return kept
