@@ -55,6 +55,7 @@ def overrides(launch: TrainingLaunch) -> tuple[str, ...]:
         values["model.expert_tensor_parallel_size"] = s.etp
     if s.zero >= 2:
         values["dist.use_megatron_fsdp"] = True
+        values["checkpoint.ckpt_format"] = "fsdp_dtensor"
         sharding = "optim_grads" if s.zero == 2 else "optim_grads_params"
         values["ddp.data_parallel_sharding_strategy"] = sharding
     if s.pp * s.vpp > 1 and not launch.is_even:
@@ -64,7 +65,7 @@ def overrides(launch: TrainingLaunch) -> tuple[str, ...]:
     if launch.precision in _PRECISION:
         values["mixed_precision"] = _PRECISION[launch.precision]
     if s.overlap_tp and s.tp > 1:
-        values["comm_overlap.tp_comm_overlap"] = True
+        values["model.tp_comm_overlap"] = True
     values |= _recompute(launch)
     return tuple(f'"{key}={_text(value)}"' for key, value in values.items())
 
@@ -93,6 +94,9 @@ def _caveats(launch: TrainingLaunch) -> tuple[Caveat, ...]:
     found = []
     if launch.precision == "fp32":
         found.append(Caveat(feature="precision fp32", instead="the recipe's own precision stays"))
+    if s.overlap_tp and s.tp > 1:
+        what = "model.tp_comm_overlap is set; a recipe with a section comm_overlap decides it there"
+        found.append(Caveat(feature="strategy.overlap_tp", instead=what))
     if s.shard_group not in (0, s.dp * s.cp):
         found.append(
             Caveat(feature=f"strategy.shard_group {s.shard_group}", instead="shards spread over all")

@@ -133,7 +133,8 @@ def _takes_other_order(s: Strategy, shape: ModelShape) -> bool:
 
 
 def _request_fields(file: PlanFile[TrainingPlan]) -> dict[str, object]:
-    names = TrainRequest.__dataclass_fields__
+    """Return what of the request files depend on; costs do not matter here, so no stack is looked up."""
+    names = set(TrainRequest.__dataclass_fields__) - {"stack"}
     return {k: tuple(v) if isinstance(v, list) else v for k, v in file.request.items() if k in names}
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from costmodels.models import hf_config
 from hardware.catalog import find_device
 from planner.emit.accelerator_names import compute_capability
+from planner.emit.model_shape import ModelShape
 from planner.emit.serving_launch import DEVICES_PER_HOST
 from planner.emit.verify.emitted import Emitted
 from planner.emit.verify.engine_lines import engine_lines, engine_of
@@ -28,6 +29,7 @@ def probe_input(emitted: Emitted) -> dict[str, Any]:
         own = flag_table("mindspeed").own if emitted.target == "mindspeed" else {}
         return _device(launch.device, catalogs) | {
             "stage_layers": list(launch.stage_layers),
+            "provider": _provider(launch.shape),
             "without": {name: form != "switch" for name, form in own.items()},
         }
     lines = engine_lines(emitted)
@@ -38,6 +40,25 @@ def probe_input(emitted: Emitted) -> dict[str, Any]:
         "model": hf_config(str(emitted.plan.request["model"])),
         "devices_per_host": DEVICES_PER_HOST,
     }
+
+
+def _provider(shape: ModelShape) -> dict[str, Any]:
+    """Return the fields of a Megatron-Bridge model provider."""
+    fields: dict[str, Any] = {
+        "num_layers": shape.num_layers,
+        "hidden_size": shape.hidden,
+        "ffn_hidden_size": shape.ffn_hidden,
+        "num_attention_heads": shape.num_heads,
+        "num_query_groups": shape.num_kv_heads,
+        "vocab_size": shape.vocab,
+    }
+    if shape.num_experts:
+        fields |= {
+            "num_moe_experts": shape.num_experts,
+            "moe_router_topk": shape.top_k,
+            "moe_ffn_hidden_size": shape.expert_ffn_hidden,
+        }
+    return fields
 
 
 def _device(name: str, catalogs: tuple[str, ...]) -> dict[str, Any]:

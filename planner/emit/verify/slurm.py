@@ -71,10 +71,11 @@ def _skipped(reason: str) -> Verdict:
 
 
 def _version() -> str:
-    done = subprocess.run(["sinfo", "--version"], capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        return done.stdout.removeprefix("slurm-wlm ").strip()
-    return ""
+    tool = shutil.which("slurmctld") or shutil.which("sinfo")
+    if tool is None:
+        return ""
+    done = subprocess.run([tool, "-V"], capture_output=True, text=True, check=False)
+    return done.stdout.removeprefix("slurm-wlm ").strip() if done.returncode == 0 else ""
 
 
 def _problems(emitted: Emitted, scripts: list[str], environment: dict[str, str]) -> list[str] | None:
