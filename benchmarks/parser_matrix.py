@@ -3,8 +3,8 @@
 Run from the checkout: ``python -m benchmarks.parser_matrix [--python PATH]... [--no-parsers] [--only NAME]``.
 `PATH` is an interpreter with frameworks installed (no GPU needed); several may be given, each parser runs in
 the first that has it. What none has is reported as skipped, never as passed. Plans are those of the examples,
-made here, and those that the tests keep; a plan that a target cannot express is printed with the reason. Every
-scheduler takes the plans that the tests name.
+made here, and those that the tests keep; a plan that a target cannot express is printed with the reason.
+Every scheduler takes the plans that the tests name.
 """
 
 import argparse

@@ -1,19 +1,18 @@
 """The real parsers, each in a process of its own: what is installed checks, what is not is skipped."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
 
 from planner.emit.verify.emitted import Emitted
 from planner.emit.verify.engine_lines import engine_of
 from planner.emit.verify.probe_input import probe_input
+from planner.emit.verify.probe_process import ProbeError, probe_process
 from planner.emit.verify.slurm import slurm_verdicts
 from planner.emit.verify.verdict import Verdict
 
@@ -29,7 +28,6 @@ _PROBES: dict[str, tuple[str, ...]] = {
     "torchtitan": ("torchtitan", "torchrun"),
 }
 _ENGINES = ("vllm", "sglang")
-_TIME_LIMIT_S = 300.0
 
 
 def probes_of(emitted: Emitted) -> tuple[str, ...]:
@@ -81,33 +79,15 @@ def _engine_verdict(name: str, python: str, given: str) -> Verdict:
 
 
 def _run(name: str, python: str, place: Path, given: str) -> Verdict:
-    folder = files("planner.emit.verify").joinpath("probes")
-    parts = [folder.joinpath(f"{n}.py.txt").read_text(encoding="utf-8") for n in ("common", name)]
-    # A user's own modules beside the caller must not stand before the framework's.
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     try:
-        done = subprocess.run(
-            [python, "-P", "-c", "\n".join(parts), str(place), given],
-            capture_output=True,
-            text=True,
-            timeout=_TIME_LIMIT_S,
-            env=environment,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Verdict(checker=name, version="", verdict="skip", problems=(f"not run: {error}",))
-    lines = [line for line in done.stdout.splitlines() if line.startswith('{"verdict"')]
-    if not lines:
-        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        return Verdict(
-            checker=name, version="", verdict="skip", problems=(f"the parser did not run: {reason}",)
-        )
-    said = json.loads(lines[-1])
+        said = probe_process(name, python).ask(place, given)
+    except ProbeError as error:
+        return Verdict(checker=name, version="", verdict="skip", problems=(str(error),))
     return Verdict(
-        checker=said["checker"],
-        version=said["version"],
+        checker=said.get("checker", name),
+        version=said.get("version", ""),
         verdict=said["verdict"],
-        files=tuple(said["files"]),
+        files=tuple(said.get("files", ())),
         problems=tuple(said["problems"]),
     )
 
