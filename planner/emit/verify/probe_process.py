@@ -44,6 +44,7 @@ class ProbeProcess:
                 env=environment,
             )
         except OSError as error:
+            self._heard.close()
             message = f"not run: {error}"
             raise ProbeError(message) from None
 
@@ -72,9 +73,10 @@ class ProbeProcess:
         return self._last
 
     def _reason(self, ended: bool) -> str:
-        self.close()
+        self._process.kill()
         if not ended:
             return f"the parser did not answer within {_ANSWER_LIMIT_S:g} s"
+        self._process.wait()
         self._heard.seek(0)
         lines = self._heard.read().strip().splitlines()
         return f"the parser did not run: {lines[-1] if lines else 'no answer'}"
@@ -82,6 +84,10 @@ class ProbeProcess:
     def close(self) -> None:
         """End the process."""
         self._process.kill()
+        for stream in (self._process.stdin, self._process.stdout, self._heard):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
         self._process.wait()
 
 
