@@ -49,6 +49,7 @@ class TrainingLaunch:
     stage_layers: tuple[int, ...]
     """Layers of every model chunk, in the model's order: chunk i runs on pipeline rank i mod pp."""
     device: str
+    device_memory_bytes: float
     vendor: str
     rank_order: str
     seats: tuple[Seat, ...]
@@ -118,6 +119,7 @@ def training_launch(
         precision=job.precision,
         stage_layers=_stage_layers(plan, job.model.num_layers),
         device=group.node.device.name,
+        device_memory_bytes=group.node.device.memory_bytes,
         vendor=group.node.device.vendor,
         rank_order=order,
         seats=tuple(seats),

@@ -23,19 +23,20 @@ _OF_THE_PLATFORM = {"dynamo": ("--model", "--model-path", "--disaggregation-mode
 
 def probe_input(emitted: Emitted) -> dict[str, Any]:
     """Return what the probes of `emitted` are told."""
-    catalogs = tuple(str(c) for c in emitted.plan.request.get("catalog", ()))
     if emitted.plan.kind == "train":
         launch = launch_of(emitted)
         own = flag_table("mindspeed").own if emitted.target == "mindspeed" else {}
-        return _device(launch.device, catalogs) | {
+        return _device(launch.device, launch.device_memory_bytes) | {
             "stage_layers": list(launch.stage_layers),
             "provider": _provider(launch.shape),
             "without": {name: form != "switch" for name, form in own.items()},
         }
+    catalogs = tuple(str(c) for c in emitted.plan.request.get("catalog", ()))
+    memory = {e.device: find_device(e.device, catalogs=catalogs).memory_bytes for e in emitted.best.mix}
     lines = engine_lines(emitted)
     return {
         "lines": {line.shown: _engine_words(emitted, line.words) for line in lines},
-        "devices": {line.shown: _device(line.device, catalogs) for line in lines},
+        "devices": {line.shown: _device(line.device, memory[line.device]) for line in lines},
         "files": sorted({line.file for line in lines}),
         "model": hf_config(str(emitted.plan.request["model"])),
         "devices_per_host": DEVICES_PER_HOST,
@@ -61,12 +62,8 @@ def _provider(shape: ModelShape) -> dict[str, Any]:
     return fields
 
 
-def _device(name: str, catalogs: tuple[str, ...]) -> dict[str, Any]:
-    device = find_device(name, catalogs=catalogs)
-    return {
-        "capability": list(compute_capability(name) or _H100),
-        "memory_bytes": float(device.memory_bytes),
-    }
+def _device(name: str, memory_bytes: float) -> dict[str, Any]:
+    return {"capability": list(compute_capability(name) or _H100), "memory_bytes": memory_bytes}
 
 
 def _engine_words(emitted: Emitted, words: tuple[str, ...]) -> list[str]:

@@ -35,10 +35,21 @@ TINY = {
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("torch") is None, reason="needs the extra meshwright[torch]")
-@pytest.mark.parametrize("zero", [0, 3])
-def test_emitted_files_train(tmp_path: Path, meshwright: Meshwright, zero: int) -> None:
+@pytest.mark.parametrize(
+    ("target", "zero", "package"),
+    [
+        ("fsdp", 0, "torch"),
+        ("fsdp", 3, "torch"),
+        ("deepspeed", 1, "deepspeed"),
+        ("deepspeed", 3, "deepspeed"),
+    ],
+)
+def test_emitted_files_train(
+    tmp_path: Path, meshwright: Meshwright, target: str, zero: int, package: str
+) -> None:
     """Two hosts of one device, both played by this machine: started by their own train.sh, the loss falls."""
+    if find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
     (tmp_path / "config.json").write_text(json.dumps(TINY))
     costed = meshwright(
         "estimate", "train", "--model", tmp_path / "config.json", "--cluster", "edge-l4-host", "--nodes", 2,
@@ -47,9 +58,10 @@ def test_emitted_files_train(tmp_path: Path, meshwright: Meshwright, zero: int) 
     )  # fmt: skip
     assert costed.exit_code == 0, costed.output
     folder = tmp_path / "out"
-    write_emission(emit_plan(str(tmp_path / "plan.json"), "fsdp"), folder)
+    write_emission(emit_plan(str(tmp_path / "plan.json"), target), folder)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "MASTER_PORT": str(29600 + os.getpid() % 300)}
+    port = str(29600 + os.getpid() % 300)
+    environment = {**os.environ, "PATH": path, "MASTER_PORT": port, "DS_ACCELERATOR": "cpu"}
     started = [
         subprocess.Popen(
             ["./train.sh", str(node), "127.0.0.1"],
@@ -61,7 +73,7 @@ def test_emitted_files_train(tmp_path: Path, meshwright: Meshwright, zero: int) 
         )
         for node in range(2)
     ]
-    said = [process.communicate(timeout=120) for process in started]
+    said = [process.communicate(timeout=300) for process in started]
     assert [process.returncode for process in started] == [0, 0], said
     losses = [float(line.split()[3]) for line in said[0][0].splitlines() if line.startswith("step ")]
     assert len(losses) == 20
