@@ -1,23 +1,26 @@
 """Fit the shipped power coefficients from measured tables and print the held-out error of each.
 
-    python benchmarks/fit_power.py [--data ../shared/data] [--what caps,matmul,families] [--write]
+    python benchmarks/fit_power.py [--data ../shared/data] [--what caps,families,matmul,serving] [--write]
 
 Responses to caps: traces of five networks on four devices (Zeus, Apache-2.0), judged with one network left
 out. Draw of matrix products: aiconfigurator tables (Apache-2.0), judged with all rows of a weight shape
-(n, k) held out together. Nothing is written without `--write`.
+(n, k) held out together. Draw of serving engines: the ML.ENERGY leaderboard, judged with whole
+models held out; only coefficients are kept of it. Nothing is written without `--write`.
 """
 
 import argparse
 import hashlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.power_samples import cap_samples, family_means, matmul_samples
+from benchmarks.power_samples import cap_samples, family_means, matmul_samples, serving_samples
 from costmodels.power_kernels import MatmulPower, PowerMachine, matmul_features
 from costmodels.power_response import fit_cap_responses
+from costmodels.power_serving import fit_serving_power
 from costmodels.power_trees import fit_free_trees
 
 OUT = Path(__file__).parents[1] / "costmodels" / "data" / "coefficients" / "power"
@@ -49,68 +52,80 @@ def _write(name, document):
     print(f"  written {name}.json ({len(text) / 1e6:.2f} MB)")
 
 
-def held_out_caps(samples):
-    """Return predicted throughput of every sample by a fit that saw no row of its network."""
+def held_out_caps(samples, apart):
+    """Return predicted throughput of every sample by fits that saw no row with its value of `apart`."""
     predicted = np.zeros(len(samples.throughput_frac))
-    for network in np.unique(samples.network):
-        test = samples.network == network
-        train = samples.take(~test)
-        static, exponent, sharpness = fit_cap_responses(
-            train.device, train.cap_frac, train.natural_frac, train.throughput_frac
-        )
+    for value in np.unique(apart):
+        test = apart == value
+        fitted = fit_caps_of(samples.take(~test))
         held = samples.take(test)
-        predicted[test] = predict_caps(held, static, exponent, sharpness)
+        predicted[test] = fitted.throughput_frac(held.device, held.cap_frac, held.natural_frac)
     return predicted
 
 
-def predict_caps(samples, static, exponent, sharpness):
-    """Return the throughput that fitted responses predict."""
-    from costmodels.power_response import _responses
+def fit_caps_of(samples):
+    """Return the responses of every device, fitted to samples."""
+    return fit_cap_responses(samples.device, samples.cap_frac, samples.natural_frac, samples.throughput_frac)
 
-    point = np.concatenate([static, exponent, [sharpness]])
-    return _responses(point, samples.device, samples.cap_frac, samples.natural_frac)
+
+def held_out_devices(samples):
+    """Return predicted throughput of every sample by one response fitted to the other devices together."""
+    predicted = np.zeros(len(samples.throughput_frac))
+    for device in np.unique(samples.device):
+        test = samples.device == device
+        fitted = fit_caps_of(one_device(samples.take(~test)))
+        held = one_device(samples.take(test))
+        predicted[test] = fitted.throughput_frac(held.device, held.cap_frac, held.natural_frac)
+    return predicted
+
+
+def one_device(samples):
+    """Return the samples as if one device had made them."""
+    return replace(samples, device=np.zeros(len(samples.device), dtype=np.int64))
 
 
 def fit_caps(data, write):
     path = data / "power" / "zeus_powercap_time_power.csv.gz"
     samples = cap_samples(path)
-    predicted = held_out_caps(samples)
-    error = np.abs(predicted / samples.throughput_frac - 1)
+    actual = samples.throughput_frac
+    by_network, by_device = held_out_caps(samples, samples.network), held_out_devices(samples)
+    error, other = (np.abs(p / actual - 1) for p in (by_network, by_device))
     print(
-        f"caps -> throughput, one network left out: {100 * error.mean():.2f} % MAPE over {len(error)} points"
+        f"caps -> throughput: {100 * error.mean():.2f} % MAPE with the network left out, "
+        f"{100 * other.mean():.2f} % with the device left out, {len(error)} points"
     )
-    static, exponent, sharpness = fit_cap_responses(
-        samples.device, samples.cap_frac, samples.natural_frac, samples.throughput_frac
-    )
-    every = fit_cap_responses(
-        np.zeros(len(error), dtype=np.int64), samples.cap_frac, samples.natural_frac, samples.throughput_frac
-    )
-    log_error = np.log(predicted / samples.throughput_frac)
-    rows = {
-        name: {
-            "static_frac": round(float(static[i]), 4),
-            "exponent": round(float(exponent[i]), 4),
-            "log_sigma": round(float(np.quantile(np.abs(log_error[samples.device == i]), 0.9) / 1.645), 4),
-            "held_out_mape_frac": round(float(error[samples.device == i].mean()), 4),
-            "num_samples": int((samples.device == i).sum()),
+    fitted, every = fit_caps_of(samples), fit_caps_of(one_device(samples))
+
+    def sigma(predicted, rows=slice(None)):
+        return round(float(np.quantile(np.abs(np.log(predicted / actual))[rows], 0.9) / 1.645), 4)
+
+    rows = {}
+    for i, name in enumerate(samples.device_names):
+        mine = samples.device == i
+        rows[name] = {
+            "static_frac": round(float(fitted.static_frac[i]), 4),
+            "voltage_floor": round(float(fitted.voltage_floor[i]), 4),
+            "spread_frac": round(fitted.spread_frac, 4),
+            "log_sigma": sigma(by_network, mine),
+            "held_out_mape_frac": round(float(error[mine].mean()), 4),
+            "num_samples": int(mine.sum()),
         }
-        for i, name in enumerate(samples.device_names)
-    }
     rows["any"] = {
-        "static_frac": round(float(every[0][0]), 4),
-        "exponent": round(float(every[1][0]), 4),
-        "log_sigma": round(float(np.quantile(np.abs(log_error), 0.9) / 1.645 + 0.03), 4),
+        "static_frac": round(float(every.static_frac[0]), 4),
+        "voltage_floor": round(float(every.voltage_floor[0]), 4),
+        "spread_frac": round(every.spread_frac, 4),
+        "log_sigma": sigma(by_device),
+        "held_out_mape_frac": round(float(other.mean()), 4),
         "num_samples": len(error),
     }
-    print(json.dumps(rows, indent=1), "sharpness", round(sharpness, 2))
+    print(json.dumps(rows, indent=1))
     if write:
         _write(
             "cap_response",
             {
-                "sharpness": round(float(sharpness), 3),
                 "devices": rows,
                 "held_out_mape_frac": round(float(error.mean()), 5),
-                "held_out": "one network left out",
+                "held_out": "one network left out; for `any` one device",
                 "fitted_range": {"cap_frac": [0.33, 1.0]},
                 "source": "Zeus power-cap traces, ml-energy/zeus@75a8b93, Apache-2.0",
                 "sample_sha256": _sha([path]),
@@ -200,15 +215,76 @@ def fit_families(data, write):
         )
 
 
+def held_out_serving(runs, watts, rate, apart):
+    """Return watts per device and joules per token of every run by fits without its value of `apart`."""
+    predicted_w, predicted_j = np.zeros(len(watts)), np.zeros(len(watts))
+    for value in np.unique(apart):
+        test = apart == value
+        fitted = fit_serving_power(runs.take(~test), watts_per_device=watts[~test], tokens_per_s=rate[~test])
+        predicted_w[test] = fitted.watts_per_device(runs.take(test))
+        predicted_j[test] = fitted.joules_per_token(runs.take(test))
+    return predicted_w, predicted_j
+
+
+def model_folds(model, num_folds=10, seed=0):
+    """Return a fold per run; all runs of a model share one."""
+    names, index = np.unique(model, return_inverse=True)
+    return (np.random.default_rng(seed).permutation(len(names)) % num_folds)[index]
+
+
+def other_device(runs):
+    """Return runs as if no device had been measured: the code of the first stands for all."""
+    return replace(runs, device=np.zeros(len(runs.device)))
+
+
+def fit_serving(data, write):
+    path = data / "power" / "mlenergy_leaderboard_v3.csv.gz"
+    runs, watts, rate, model = serving_samples(path)
+    joules = watts * runs.num_devices / rate
+    predicted_w, predicted_j = held_out_serving(runs, watts, rate, model_folds(model))
+    other_w, _ = held_out_serving(other_device(runs), watts, rate, runs.device)
+    error_w, error_j = np.abs(predicted_w / watts - 1), np.abs(predicted_j / joules - 1)
+    other = np.abs(other_w / watts - 1)
+    print(
+        f"serving, whole models left out: watts {100 * error_w.mean():.1f} % mean, "
+        f"{100 * np.median(error_w):.1f} % median; joules per token {100 * error_j.mean():.1f} % mean, "
+        f"{100 * np.median(error_j):.1f} % median; watts with the device left out {100 * other.mean():.1f} %"
+    )
+    if not write:
+        return
+    fitted = fit_serving_power(runs, watts_per_device=watts, tokens_per_s=rate)
+
+    def sigma(predicted):
+        return round(float(np.quantile(np.abs(np.log(predicted / watts)), 0.9) / 1.645), 4)
+
+    _write(
+        "serving",
+        {
+            "draw": fitted.draw.to_json(),
+            "rate": fitted.rate.to_json(),
+            "log_sigma": sigma(predicted_w),
+            "other_log_sigma": sigma(other_w),
+            "held_out": "whole models, ten folds; for devices not measured the other device",
+            "held_out_mape_frac": round(float(error_w.mean()), 5),
+            "other_held_out_mape_frac": round(float(other.mean()), 5),
+            "held_out_joules_mape_frac": round(float(error_j.mean()), 5),
+            "num_samples": len(watts),
+            "num_models": len(np.unique(model)),
+            "source": "fitted from the ML.ENERGY leaderboard v3 (ml-energy/leaderboard@0cd52da), vLLM",
+            "sample_sha256": _sha([path]),
+        },
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--what", default="caps,families,matmul")
+    parser.add_argument("--what", default="caps,families,matmul,serving")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     if not args.data.is_dir():
         sys.exit(f"{args.data}: the measured tables are not here; give --data")
-    steps = {"caps": fit_caps, "matmul": fit_matmul, "families": fit_families}
+    steps = {"caps": fit_caps, "matmul": fit_matmul, "families": fit_families, "serving": fit_serving}
     for name in args.what.split(","):
         steps[name](args.data, args.write)
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from costmodels.power_kernels import FORMATS
-from costmodels.power_serving import ServingRuns
+from costmodels.power_serving import MEASURED_DEVICES, ServingRuns
+from hardware.errors import InputError
 
 RATED_W = {"A40": 300.0, "P100": 250.0, "RTX6000": 260.0, "V100": 250.0}
 CAP_NAMES = {"A40": "a40", "P100": "p100", "RTX6000": "rtx-6000", "V100": "v100"}
@@ -143,32 +144,76 @@ def family_means(path):
     return found
 
 
+_SHAPES = {
+    "Qwen3-14B": (40, 40 * 4096),
+    "Qwen3-235B": (94, 94 * 2048),
+    "Qwen3-VL-235B": (94, 94 * 2048),
+    "Qwen3-30B": (48, 48 * 2048),
+    "Qwen3-VL-30B": (48, 48 * 2048),
+    "Qwen3-Coder-30B": (48, 48 * 2048),
+    "Qwen3-Omni-30B": (48, 48 * 2048),
+    "Qwen3-32B": (64, 64 * 4096),
+    "Qwen3-VL-32B": (64, 64 * 4096),
+    "Qwen3-8B": (36, 36 * 4096),
+    "Qwen3-VL-8B": (36, 36 * 4096),
+    "Qwen3-Coder-480B": (62, 62 * 4096),
+    "DeepSeek": (61, 61 * 1152),
+    "gemma-3-12b": (48, 8 * 8192),
+    "gemma-3-27b": (62, 10 * 8192),
+    "Llama-3.1-405B": (126, 126 * 4096),
+    "Llama-3.1-70B": (80, 80 * 4096),
+    "Llama-3.3-70B": (80, 80 * 4096),
+    "Llama-3.1-8B": (32, 32 * 4096),
+    "Llama-4-Maverick": (48, 12 * 4096),
+    "Llama-4-Scout": (48, 12 * 4096),
+    "NVIDIA-Nemotron-Nano-12B": (62, 6 * 4096),
+    "NVIDIA-Nemotron-Nano-9B": (56, 4 * 4096),
+    "gpt-oss-120b": (36, 18 * 2048),
+    "gpt-oss-20b": (24, 12 * 2048),
+}
+"""Layers, and bytes per token in the caches of unwindowed layers (config.json of each model, 16 bits)."""
+
+
+def _shape(model_id):
+    name = model_id.split("/")[-1]
+    found = [shape for prefix, shape in _SHAPES.items() if name.startswith(prefix)]
+    if len(found) != 1:
+        message = f"{model_id}: layers and cache are not known; add it to the table of shapes"
+        raise InputError(message)
+    return found[0]
+
+
 def serving_samples(path):
     """Return steady serving runs, watts per device, tokens per second and the model of each."""
     rows = [r for r in read_table(path) if r["energy_per_token_joules"]]
     rated = {"H100": (989e12, 3.35e12, 700.0), "B200": (2250e12, 8e12, 1000.0)}
     width = {"bfloat16": 2.0, "fp8": 1.0, "mxfp4": 0.56}
-    tasks = sorted({r["task"] for r in rows})
+    shape = np.array([_shape(r["model_id"]) for r in rows], dtype=float)
 
     def column(name, scale=1.0):
         return np.array([float(r[name]) for r in rows]) * scale
 
+    def flag(name, value):
+        return np.array([float(r[name].startswith(value)) for r in rows])
+
+    peaks = np.array([rated[r["gpu_model"]] for r in rows])
     runs = ServingRuns(
         active_params=column("activated_params_billions", 1e9),
         total_params=column("total_params_billions", 1e9),
         weight_bytes=np.array([width[r["weight_precision"]] for r in rows]),
+        num_layers=shape[:, 0],
+        cache_bytes_per_token=shape[:, 1],
         batch=column("avg_batch_size"),
         num_devices=column("num_gpus"),
-        tp=column("tensor_parallel"),
-        ep=column("expert_parallel"),
-        dp=column("data_parallel"),
         output_tokens=column("avg_output_len"),
-        task=np.array([float(tasks.index(r["task"])) for r in rows]),
-        moe=np.array([float(r["architecture"] == "MoE") for r in rows]),
-        recurrent=np.array([float(r["architecture"].startswith("Mamba")) for r in rows]),
-        flops_per_s=np.array([rated[r["gpu_model"]][0] for r in rows]),
-        memory_bytes_per_s=np.array([rated[r["gpu_model"]][1] for r in rows]),
-        rated_w=np.array([rated[r["gpu_model"]][2] for r in rows]),
+        moe=flag("architecture", "MoE"),
+        recurrent=flag("architecture", "Mamba"),
+        image=flag("task", "image"),
+        video=flag("task", "video"),
+        device=np.array([MEASURED_DEVICES[r["gpu_model"].lower()] for r in rows]),
+        flops_per_s=peaks[:, 0],
+        memory_bytes_per_s=peaks[:, 1],
+        rated_w=peaks[:, 2],
     )
     watts = column("avg_power_watts") / runs.num_devices
     return runs, watts, column("output_throughput_tokens_per_sec"), np.array([r["model_id"] for r in rows])

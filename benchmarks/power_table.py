@@ -4,8 +4,7 @@
 
 Held out: one network for caps, whole weight shapes (n, k) for matrix products, whole models for serving. The
 row is simulated: 40 servers calibrated to the published peak of 79 %, five seeds, one day each. Tables that
-are not there are named and skipped; the row needs none. The serving runs state no licence: the fit happens
-here and nothing of it ships.
+are not there are named and skipped; the row needs none.
 """
 
 import argparse
@@ -15,10 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.fit_power import MACHINES, held_out_caps, held_out_matmul
+from benchmarks.fit_power import MACHINES, held_out_caps, held_out_matmul, held_out_serving, model_folds
 from benchmarks.power_samples import cap_samples, matmul_samples, serving_samples
 from costmodels.pipeline_orders import Schedule
-from costmodels.power_serving import fit_serving_power
 from planner.power_pipeline import pipeline_problem
 from planner.power_request import RowSection
 from planner.power_rows import row_choices
@@ -46,7 +44,7 @@ def row(_data):
 
 def caps(data):
     samples = cap_samples(data / "power" / "zeus_powercap_time_power.csv.gz")
-    error = np.abs(held_out_caps(samples) / samples.throughput_frac - 1)
+    error = np.abs(held_out_caps(samples, samples.network) / samples.throughput_frac - 1)
     line(
         "cap -> throughput, network left out",
         "5.8 % physics, 7.1 % trees",
@@ -115,16 +113,7 @@ def clocks(data):
 
 def serving(data):
     runs, watts, rate, model = serving_samples(data / "power" / "mlenergy_leaderboard_v3.csv.gz")
-    predicted_w, predicted_j = np.zeros(len(watts)), np.zeros(len(watts))
-    names, index = np.unique(model, return_inverse=True)
-    fold = (np.random.default_rng(0).permutation(len(names)) % 10)[index]
-    for i in range(10):
-        test = fold == i
-        fitted = fit_serving_power(
-            runs.take(~test), watts_per_device=watts[~test], tokens_per_s=rate[~test], num_seeds=2
-        )
-        predicted_w[test] = fitted.watts_per_device(runs.take(test))
-        predicted_j[test] = fitted.joules_per_token(runs.take(test))
+    predicted_w, predicted_j = held_out_serving(runs, watts, rate, model_folds(model))
     joules = watts * runs.num_devices / rate
     error_w, error_j = np.abs(predicted_w / watts - 1), np.abs(predicted_j / joules - 1)
     line(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FreeTrees", "fit_free_trees"]
+__all__ = ["FreeTrees", "fit_free_trees", "pack", "unpack"]
 
 Floats = npt.NDArray[np.float64]
 _CHUNK_ROWS = 256
@@ -53,12 +53,12 @@ class FreeTrees:
             "num_trees": len(self.root),
             "depth": self.depth,
             "offset": self.offset,
-            "root": _pack(self.root.astype("<i4")),
-            "feature": _pack(self.feature.astype(np.uint8)),
-            "threshold": _pack(self.threshold.astype("<f4")),
-            "left": _pack((self.left - own).astype("<i2")),
-            "right": _pack((self.right - own).astype("<i2")),
-            "value": _pack(self.value.astype("<f2")),
+            "root": pack(self.root.astype("<i4")),
+            "feature": pack(self.feature.astype(np.uint8)),
+            "threshold": pack(self.threshold.astype("<f4")),
+            "left": pack((self.left - own).astype("<i2")),
+            "right": pack((self.right - own).astype("<i2")),
+            "value": pack(self.value.astype("<f2")),
         }
 
     @classmethod
@@ -66,22 +66,24 @@ class FreeTrees:
         """Return trees written by `to_json`."""
         own = np.arange(int(data["num_nodes"]))
         return cls(
-            root=_unpack(data["root"], "<i4").astype(np.int64),
-            feature=_unpack(data["feature"], "u1").astype(np.int64),
-            threshold=_unpack(data["threshold"], "<f4").astype(np.float32),
-            left=_unpack(data["left"], "<i2").astype(np.int64) + own,
-            right=_unpack(data["right"], "<i2").astype(np.int64) + own,
-            value=_unpack(data["value"], "<f2").astype(np.float32),
+            root=unpack(data["root"], "<i4").astype(np.int64),
+            feature=unpack(data["feature"], "u1").astype(np.int64),
+            threshold=unpack(data["threshold"], "<f4").astype(np.float32),
+            left=unpack(data["left"], "<i2").astype(np.int64) + own,
+            right=unpack(data["right"], "<i2").astype(np.int64) + own,
+            value=unpack(data["value"], "<f2").astype(np.float32),
             depth=int(data["depth"]),
             offset=float(data["offset"]),
         )
 
 
-def _pack(array: npt.NDArray[Any]) -> str:
+def pack(array: npt.NDArray[Any]) -> str:
+    """Return an array as compressed text."""
     return base64.b85encode(zlib.compress(np.ascontiguousarray(array).tobytes(), 9)).decode()
 
 
-def _unpack(text: str, dtype: str) -> npt.NDArray[Any]:
+def unpack(text: str, dtype: str) -> npt.NDArray[Any]:
+    """Return the array that `pack` wrote, flat."""
     return np.frombuffer(zlib.decompress(base64.b85decode(text)), dtype=dtype)
 
 

@@ -46,14 +46,15 @@ def _runs(num: int) -> ServingRuns:
     return ServingRuns(
         active_params=params, total_params=params, weight_bytes=2 * ones,
         batch=rng.choice([8.0, 64.0, 512.0], num),
-        num_devices=rng.choice([1.0, 2.0, 4.0], num), tp=ones, ep=ones, dp=ones, output_tokens=500 * ones,
-        task=0 * ones, moe=0 * ones, recurrent=0 * ones, flops_per_s=989e12 * ones,
+        num_devices=rng.choice([1.0, 2.0, 4.0], num), output_tokens=500 * ones,
+        num_layers=32 * ones, cache_bytes_per_token=131_072 * ones, moe=0 * ones, recurrent=0 * ones,
+        image=0 * ones, video=0 * ones, device=0 * ones, flops_per_s=989e12 * ones,
         memory_bytes_per_s=3.35e12 * ones, rated_w=700 * ones,
     )  # fmt: skip
 
 
 def test_a_decode_step_reads_the_weights_once():
-    memory_s, compute_s = serving_step_s(_runs(1))
+    memory_s, compute_s, _ = serving_step_s(_runs(1))
     run = _runs(1)
     assert memory_s[0] == pytest.approx(2 * run.total_params[0] / run.num_devices[0] / 3.35e12)
     assert compute_s[0] == pytest.approx(
@@ -64,7 +65,7 @@ def test_a_decode_step_reads_the_weights_once():
 def test_joules_per_token_follow_from_draw_and_throughput():
     runs = _runs(120)
     watts, rate = 300 + 0.3 * runs.batch, 1e13 * np.sqrt(runs.batch) / runs.active_params
-    fitted = fit_serving_power(runs, watts_per_device=watts, tokens_per_s=rate, num_seeds=1)
+    fitted = fit_serving_power(runs, watts_per_device=watts, tokens_per_s=rate)
     assert fitted.watts_per_device(runs) == pytest.approx(watts, rel=0.1)
     assert fitted.joules_per_token(runs) == pytest.approx(
         fitted.watts_per_device(runs) * runs.num_devices / fitted.tokens_per_s(runs)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,15 +15,30 @@ from costmodels.power_response import (
 )
 from hardware.errors import OutOfDomainError
 
-PLAIN = CapResponse(device="x", static_frac=0.2, exponent=0.5, sharpness=20.0, log_sigma=0.05, measured=True)
+PLAIN = CapResponse(
+    device="x", static_frac=0.2, voltage_floor=0.7, spread_frac=0.05, log_sigma=0.05, measured=True
+)
+SHARP = replace(PLAIN, spread_frac=0.0)
 
 
-def test_deep_below_the_natural_draw_throughput_is_the_power_of_the_ratio_left():
-    assert PLAIN.throughput_frac(0.4, 1.0) == pytest.approx((0.2 / 0.8) ** 0.5, rel=1e-4)
+def test_a_cap_gives_the_clock_at_which_the_draw_is_the_cap():
+    x = 0.8  # above the voltage floor draw falls with the cube of the clock, below it in proportion
+    assert SHARP.throughput_frac(0.2 + 0.8 * x**3, 1.0) == pytest.approx(x)
+    assert SHARP.throughput_frac(0.2 + 0.8 * 0.5 * 0.7**2, 1.0) == pytest.approx(0.5)
+    clock = ClockResponse(clock_share=1.0, static_frac=0.2, voltage_floor=0.7)
+    assert SHARP.throughput_frac(float(clock.power_frac(0.6)), 1.0) == pytest.approx(0.6)
 
 
-def test_a_cap_far_above_the_natural_draw_costs_nothing():
-    assert PLAIN.throughput_frac(1.0, 0.4) == pytest.approx(1.0, abs=1e-3)
+def test_a_cap_above_the_natural_draw_costs_nothing_and_one_at_it_bites_the_hot_kernels():
+    assert PLAIN.throughput_frac(1.0, 0.4) == pytest.approx(1.0)
+    assert SHARP.throughput_frac(0.6, 0.6) == pytest.approx(1.0)
+    assert 0.95 < float(PLAIN.throughput_frac(0.6, 0.6)) < 1.0
+
+
+def test_caps_and_draws_broadcast():
+    grid = PLAIN.throughput_frac(np.array([0.5, 0.7])[:, None], np.array([0.6, 0.8, 0.9]))
+    assert grid.shape == (2, 3)
+    assert grid[1, 2] == pytest.approx(float(PLAIN.throughput_frac(0.7, 0.9)))
 
 
 @given(st.floats(0.25, 1.2), st.floats(0.25, 1.2), st.floats(0.22, 1.2))
@@ -33,7 +50,7 @@ def test_more_cap_never_slows_and_more_draw_never_quickens(low, high, natural):
 
 @given(st.floats(0.3, 0.99), st.floats(0.4, 1.0))
 def test_the_cap_for_a_throughput_gives_that_throughput(frac, natural):
-    assert PLAIN.throughput_frac(PLAIN.cap_for(frac, natural), natural) == pytest.approx(frac, rel=1e-6)
+    assert PLAIN.throughput_frac(PLAIN.cap_for(frac, natural), natural) == pytest.approx(frac, rel=1e-5)
 
 
 def test_a_throughput_of_one_has_no_smallest_cap():
@@ -65,17 +82,11 @@ def test_the_fit_finds_the_response_that_made_the_samples():
     cap, natural = rng.uniform(0.35, 1.0, 300), rng.uniform(0.4, 0.95, 300)
     truth = [
         PLAIN,
-        CapResponse(device="y", static_frac=0.3, exponent=0.3, sharpness=20.0, log_sigma=0, measured=True),
+        replace(PLAIN, static_frac=0.3, voltage_floor=0.8),
     ]
     slow = np.array(
         [float(truth[d].throughput_frac(c, p)) for d, c, p in zip(device, cap, natural, strict=True)]
     )
-    static, exponent, sharpness = fit_cap_responses(device, cap, natural, slow)
-    made = [
-        CapResponse(device="z", static_frac=s, exponent=e, sharpness=sharpness, log_sigma=0, measured=True)
-        for s, e in zip(static, exponent, strict=True)
-    ]
-    again = np.array(
-        [float(made[d].throughput_frac(c, p)) for d, c, p in zip(device, cap, natural, strict=True)]
-    )
+    found = fit_cap_responses(device, cap, natural, slow, shrink=0.0)
+    again = found.throughput_frac(device, cap, natural)
     assert np.abs(again / slow - 1).mean() < 0.01
