@@ -2,7 +2,8 @@
 
 The cosines and sines of random projections span what a Gaussian kernel spans (Rahimi and Recht, Random
 Features for Large-Scale Kernel Machines, NIPS 2007), so the fit varies slowly between samples and needs none
-of them afterwards. Unlike trees it has no steps; the mean of both is better than either where samples are few.
+of them afterwards. Unlike trees it has no steps; the mean of both is better than either where samples are
+few.
 """
 
 from dataclasses import dataclass
