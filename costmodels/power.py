@@ -16,6 +16,7 @@ from hardware.device import Device
 from hardware.errors import InputError, OutOfDomainError
 
 __all__ = [
+    "HOST_FRAC",
     "PHASES",
     "DevicePower",
     "Facility",
@@ -38,7 +39,7 @@ CONTEXT_W = 40.0
 COMM_FRAC = 0.4
 """Draw while collectives run alone, over rated power (assumed; no source measured it)."""
 HOST_FRAC = 0.5
-"""Host, fans and network over the devices' rated power (assumed: half of a DGX is its devices)."""
+"""Mean draw of host, fans and network over the devices' rated power (assumed; DGX provision 0.8 to 1)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 from pydantic import BeforeValidator, ConfigDict, WithJsonSchema
 
 from costmodels.strategy import Recompute, Strategy
+from planner.facility import SiteEnergy
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -119,6 +120,8 @@ class TrainingPrediction:
     """Mean draw of one device through the step; null where its power is unknown."""
     joules_per_token: float | None = None
     """Energy of all devices for one token."""
+    site: SiteEnergy | None = None
+    """With hosts and cooling, where a facility was asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,10 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from hardware.errors import InfeasibleError, InputError
+from planner.facility import facility_note
 from planner.plan import Check, PlanFile, Provenance, Search
 from planner.plan_io import plan_document, plan_text, read_plan
 from planner.power_request import PowerRequest, RowSection, ServingSection, TrainingSection
 from planner.power_rows import RowChoice, RowSettings, row_choices
+from planner.power_site import with_site
 from planner.power_types import PowerPlan, RowAnswer, RowOption, ServingCaps, TrainingClocks
 from solvers.power_caps import servers_without_breach
 
@@ -46,6 +48,9 @@ def plan_power(request: PowerRequest) -> PlanFile[PowerPlan]:
         serving, more = _serving(request.serving)
         notes, tried = notes + more, tried + len(serving.pools)
         checks += (_latency(request.serving, serving),)
+    if request.facility is not None:
+        row, training, serving = with_site(request.facility, row, training, serving)
+        notes += (facility_note(request.facility),)
     return PlanFile(
         kind="power",
         request=plan_document(request),
@@ -105,6 +110,7 @@ def _answer(
             for c in choices
         ),
         day_frac=_picture(best.day),
+        mean_w=float(best.day.mean()) * settings.budget_w,
     )
     days = section.seeds * section.hours / 24
     checks = (
@@ -172,6 +178,7 @@ def _training_row(section: RowSection) -> tuple[RowAnswer, tuple[Check, ...], tu
         delay_s=section.telemetry_s + section.out_of_band_s,
         options=(option,),
         day_frac=(option.peak_frac,),
+        mean_w=count * peak_w,
     )
     limit = 100 * section.ramp_limit_frac
     check = Check(

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 from costmodels.power_response import ClockResponse
 from hardware.errors import InputError, SpecError
 from hardware.schema import read_yaml, validate
+from planner.facility import FacilityOption
 from planner.power_rows import RowSettings
 from planner.simulate.rows import ControlDelays, RowWorkload, ServerPower
 
@@ -218,6 +219,8 @@ class PowerRequest:
     row: RowSection | None = None
     training: TrainingSection | None = None
     serving: ServingSection | None = None
+    facility: FacilityOption | None = None
+    """The site whose hosts, cooling, electricity and carbon are counted too; null for devices alone."""
     catalog: tuple[str, ...] = ()
 
 

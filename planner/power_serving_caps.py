@@ -49,7 +49,10 @@ def plan_caps(plan: PlanFile[ServingPlan], section: ServingSection) -> tuple[Ser
     best = plan.plans[0]
     powers = [device_power(find_device(e.device)) for e in best.mix]
     counts = np.array([e.count * e.devices_per_instance for e in best.mix], dtype=np.int64)
-    natural = [serving_draw_w(p, e.role) for p, e in zip(powers, best.mix, strict=True)]
+    natural = [
+        e.watts_per_device if e.watts_per_device is not None else serving_draw_w(p, e.role)
+        for p, e in zip(powers, best.mix, strict=True)
+    ]
     budget = section.power_budget_w
     caps, losses = [], []
     for entry, power, draw in zip(best.mix, powers, natural, strict=True):

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from pydantic import ConfigDict
 
+from planner.facility import SiteEnergy
 from planner.plan import Check
 
 __all__ = ["CapRow", "ClockPoint", "PowerPlan", "RowAnswer", "RowOption", "ServingCaps", "TrainingClocks"]
@@ -51,6 +52,10 @@ class RowAnswer:
     """The counts around the choice: the knee."""
     day_frac: tuple[float, ...]
     """Draw over budget through the day of the first seed, the highest of every tenth of an hour."""
+    mean_w: float | None = None
+    """Mean draw of the row over the simulated hours."""
+    site: SiteEnergy | None = None
+    """With cooling, where a facility was asked for; the servers' draw holds the hosts already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +93,8 @@ class TrainingClocks:
     fastest_energy_j: float
     blocked_w: float
     points: tuple[ClockPoint, ...]
+    site: SiteEnergy | None = None
+    """Of the fastest point, with hosts and cooling, where a facility was asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +132,8 @@ class ServingCaps:
     joules_per_token: float | None
     latency: Mapping[str, float]
     """Tail latencies under the caps. [s]"""
+    site: SiteEnergy | None = None
+    """With hosts and cooling, where a facility was asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,19 +12,26 @@ from hardware.device import Device, Price
 from hardware.errors import OutOfDomainError
 from hardware.levels import LinkKind
 from hardware.pricing import device_price
+from planner.facility import FacilityOptions, SiteEnergy, site_energy
 from planner.plan import TrainingPrediction
 
 __all__ = ["training_diagnostics", "training_prediction"]
 
 
 def training_prediction(
-    costs: CostTable, row: int, cluster: Cluster, *, cap_w: float | None = None
+    costs: CostTable,
+    row: int,
+    cluster: Cluster,
+    *,
+    cap_w: float | None = None,
+    facility: FacilityOptions | None = None,
 ) -> TrainingPrediction:
     """Return row `row` of `costs`, with energy and money where the catalogue knows power and price.
 
     Parameters
     ----------
     cap_w : power cap of every device; None for none.
+    facility : site to count hosts, cooling, money and carbon of; None for devices alone.
     """
     time_parts = {name: float(column[row]) for name, column in costs.time_parts().items()}
     memory_parts = {name: float(column[row]) for name, column in costs.memory.parts().items()}
@@ -44,8 +51,22 @@ def training_prediction(
         energy_j=energy_j,
         watts_per_device=None if energy_j is None else energy_j / step_s / cluster.num_devices,
         joules_per_token=None if energy_j is None else energy_j / costs.num_tokens,
+        site=_site(facility, cluster, energy_j, step_s, costs.num_tokens),
         cost_usd=None if price is None else price.usd_per_hour / 3600 * cluster.num_devices * step_s,
     )
+
+
+def _site(
+    facility: FacilityOptions | None,
+    cluster: Cluster,
+    energy_j: float | None,
+    step_s: float,
+    num_tokens: float,
+) -> SiteEnergy | None:
+    if energy_j is None or cluster.device.tdp_w is None:
+        return None
+    pools = {cluster.device.tdp_w: (energy_j / step_s / cluster.num_devices, cluster.num_devices)}
+    return site_energy(facility, pools, num_tokens / step_s)
 
 
 def _energy_j(time_parts: dict[str, float], cluster: Cluster, cap_w: float | None) -> float | None:

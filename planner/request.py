@@ -16,6 +16,7 @@ from costmodels.strategy import Recompute, Strategy
 from hardware.cluster import Cluster
 from hardware.errors import PlannerError, SpecError
 from hardware.schema import read_yaml, validate
+from planner.facility import FacilityOption
 
 __all__ = ["DEFAULT_STACK", "TrainRequest", "allowed_values", "read_train_request", "resolve"]
 
@@ -56,6 +57,8 @@ class TrainRequest:
     """What the best plan makes least: time, joules or dollars per step."""
     power_budget_w: Annotated[float, Field(gt=0)] | None = None
     """What all devices together may draw; every device is capped at its share."""
+    facility: FacilityOption | None = None
+    """The site whose hosts, cooling, electricity and carbon are counted too; null for devices alone."""
     catalog: tuple[str, ...] = ()
     """Folders with further devices, nodes and clusters."""
 

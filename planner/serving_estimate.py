@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from costmodels.graph import ModelGraph
-from costmodels.power import device_power, serving_draw_w
+from costmodels.power_engine import engine_draw
 from costmodels.serving import iteration_cost
 from costmodels.serving_closed_loop import ClosedLoop, run_closed_loop
 from costmodels.serving_config import ServingConfig, ServingTable
@@ -131,7 +131,6 @@ def estimate_serving(
     prompt = iteration_cost(model, table, engine, machine, IterationWork.of(chunk, 0, 0, 0))
     output = seen.throughput_tokens_per_s * config.dp
     cost = offer.usd_per_hour * config.num_devices
-    each_w = serving_draw_w(device_power(offer.device), "both") if offer.device.tdp_w is not None else 0.0
     return ServingEstimate(
         model=model.name,
         device=offer.device.name,
@@ -147,5 +146,23 @@ def estimate_serving(
         max_requests=held,
         cost_usd_per_hour=cost,
         cost_usd_per_million_output_tokens=cost / (output * 3600.0) * 1e6,
-        watts=None if offer.device.tdp_w is None else each_w * config.num_devices,
+        watts=_watts(model, config, offer, float(batch * config.dp), float(output_tokens)),
     )
+
+
+def _watts(
+    model: ModelGraph, config: ServingConfig, offer: DeviceOffer, batch: float, output_tokens: float
+) -> float | None:
+    """Return the mean draw of the instance; None where the rated power of its devices is not known."""
+    if offer.device.tdp_w is None:
+        return None
+    draw = engine_draw(
+        model,
+        offer.device,
+        "both",
+        num_devices=config.num_devices,
+        weight_bytes=config.experts.bytes_per_weight,
+        batch=batch,
+        output_tokens=output_tokens,
+    )
+    return draw.watts * config.num_devices

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodels.graph import ModelGraph
+from costmodels.power_engine import EngineDraw, engine_draw
 from costmodels.serving_config import ServingConfig, ServingTable
 from costmodels.serving_engine import EngineStack
 from costmodels.serving_machine import device_machine
@@ -43,6 +44,8 @@ class Item:
     rate_per_s: Floats
     ttft_s: Floats
     tpot_s: Floats
+    draw: EngineDraw | None = None
+    """Of one busy device; None where its rated power is not known."""
 
     @property
     def usd_per_hour(self) -> float:
@@ -121,7 +124,7 @@ def find_items(
                 )
                 for row in range(len(space.table))
             ]
-            items += _worth_mixing(usable)
+            items += [replace(i, draw=item_draw(i, model, buckets)) for i in _worth_mixing(usable)]
             if role == "both" or (role == "decode" and request.form == "split"):
                 bounds.append(f"{offer.device.name}: {bound_words(capacity, request.slo)}")
     return ItemSearch(
@@ -177,3 +180,24 @@ def _worth_mixing(items: list[Item]) -> list[Item]:
             kept.append(i)
     kept.sort(key=lambda i: -float(value[i].sum()))
     return [alive[i] for i in kept[:_MAX_ITEMS_PER_DEVICE]]
+
+
+def item_draw(item: Item, model: ModelGraph, buckets: Buckets) -> EngineDraw | None:
+    """Return what a device of an instance draws while the bucket that fills it most keeps it busy.
+
+    Requests in flight are arrivals times the time that each stays (Little's law).
+    """
+    if item.offer.device.tdp_w is None:
+        return None
+    served = (item.rate_per_s > 0) & np.isfinite(item.rate_per_s)
+    stay_s = np.where(served, item.ttft_s + buckets.output_tokens * item.tpot_s, 0.0)
+    flight = np.where(served, item.rate_per_s, 0.0) * np.where(np.isfinite(stay_s), stay_s, 0.0)
+    return engine_draw(
+        model,
+        item.offer.device,
+        item.role,
+        num_devices=item.config.num_devices,
+        weight_bytes=item.config.experts.bytes_per_weight,
+        batch=float(flight.max(initial=1.0)),
+        output_tokens=float(np.average(buckets.output_tokens, weights=buckets.rate_per_s)),
+    )

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodels.graph import Attention
+from costmodels.power import device_power, serving_draw_w
 from costmodels.serving import iteration_cost
 from costmodels.serving_config import ServingConfig, ServingTable
 from costmodels.serving_machine import device_machine
@@ -24,8 +25,7 @@ from hardware.errors import InfeasibleError
 from planner.plan import Check
 from planner.plan_io import plan_document
 from planner.serving_capacity import queue_wait_s
-from planner.serving_items import Item
-from planner.serving_mix import Demand, instance_watts
+from planner.serving_mix import Demand
 from planner.serving_offers import DeviceOffer
 from planner.serving_request import ServeRequest
 from planner.serving_space import quant_of
@@ -352,16 +352,11 @@ def _entry(machines: list[_Kind], used: list[int], kind: int, load: float) -> Mi
 
 
 def _watts(machines: list[_Kind]) -> float | None:
-    total, none = 0.0, np.zeros(0)
-    for kind in machines:
-        item = Item(
-            offer=kind.offer, config=kind.config, role="both", rate_per_s=none, ttft_s=none, tpot_s=none
-        )
-        watts = instance_watts(item)
-        if watts is None:
-            return None
-        total += watts
-    return total
+    if any(kind.offer.device.tdp_w is None for kind in machines):
+        return None
+    return sum(
+        serving_draw_w(device_power(kind.offer.device), "both") * kind.config.num_devices for kind in machines
+    )
 
 
 def _covered(spans: tuple[LayerSpan, ...], num_layers: int) -> bool:

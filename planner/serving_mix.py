@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodels.graph import ModelGraph
-from costmodels.power import device_power, serving_draw_w
 from costmodels.serving_engine import EngineStack
 from hardware.errors import InfeasibleError, SpecError
 from planner.serving_items import Item, ItemSearch, Role
@@ -158,10 +157,8 @@ def single_usd_per_hour(fleet: Fleet, problem: MixProblem) -> float:
 
 
 def instance_watts(item: Item) -> float | None:
-    """Return mean watts of one instance under load, by its role; None where rated power is unknown."""
-    if item.offer.device.tdp_w is None:
-        return None
-    return serving_draw_w(device_power(item.offer.device), item.role) * item.config.num_devices
+    """Return mean watts of one instance under load; None where rated power is unknown."""
+    return None if item.draw is None else item.draw.watts * item.config.num_devices
 
 
 def _watts_of(items: tuple[Item, ...], key: str) -> Floats:

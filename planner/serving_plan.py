@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hardware.errors import InfeasibleError
+from planner.facility import facility_note
 from planner.plan import PlanFile, Search
 from planner.plan_io import plan_document
 from planner.serving_items import find_items
@@ -15,6 +16,7 @@ from planner.serving_layers import plan_layers
 from planner.serving_mix import Demand, Fleet, Form, fleet_of, mix_problem
 from planner.serving_models import model_requests
 from planner.serving_offers import DeviceOffer
+from planner.serving_power import draw_notes
 from planner.serving_provenance import serving_provenance
 from planner.serving_replays import Replays
 from planner.serving_request import ServeRequest, resolve_serving
@@ -64,6 +66,7 @@ def plan_serving(request: ServeRequest) -> PlanFile[ServingPlan]:
     plans.sort(key=lambda p: (not _holds(p), *_rank(request, p), p.strategy.form))
     if len(plans) > 1 and request.objective == "cost":
         plans[0] = _with_reason(plans[0], plans[1])
+    used = {(entry.device, entry.role) for entry in plans[0].mix}
     return PlanFile(
         kind="serve",
         request=plan_document(request),
@@ -74,7 +77,18 @@ def plan_serving(request: ServeRequest) -> PlanFile[ServingPlan]:
             wall_s=perf_counter() - start,
             excluded=tuple(dict.fromkeys(e for d in demands for e in d.search.excluded)),
         ),
-        diagnostics=tuple(dict.fromkeys((*notes, *(n for d in demands for n in _diagnostics(d))))),
+        diagnostics=tuple(
+            dict.fromkeys(
+                (
+                    *notes,
+                    *(n for d in demands for n in _diagnostics(d)),
+                    *draw_notes(
+                        i for d in demands for i in d.search.items if (i.offer.device.name, i.role) in used
+                    ),
+                    *([facility_note(request.facility)] if request.facility else []),
+                )
+            )
+        ),
         provenance=serving_provenance(request, tuple(d.model for d in demands), offers),
     )
 

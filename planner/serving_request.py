@@ -14,6 +14,7 @@ from costmodels.models import find_model
 from costmodels.serving_engine import EngineStack, find_engine
 from hardware.errors import PlannerError, SpecError
 from hardware.schema import read_yaml, validate
+from planner.facility import FacilityOption
 from planner.serving_fields import Count, Format, KvFormat, Natural, Percent, Positive, Share, StayForm
 from planner.serving_models import ModelDemand
 from planner.serving_offers import DeviceOffer, device_offers
@@ -80,6 +81,8 @@ class ServeRequest:
     """Zones over which instances are spread; above 1, one may be lost."""
     budget_usd_per_hour: Positive | None = None
     power_budget_w: Positive | None = None
+    facility: FacilityOption | None = None
+    """The site whose hosts, cooling, electricity and carbon are counted too; null for devices alone."""
     max_devices_per_instance: Count = 8
     simulate: bool = True
     """Check the plan by simulation and add headroom until the targets hold."""

@@ -8,10 +8,12 @@ import numpy as np
 from costmodels.kernels import kernel_model
 from costmodels.serving_bound import throughput_bound_tokens_per_s
 from costmodels.serving_operators import kernel_format
+from planner.facility import site_energy
 from planner.plan import Check
 from planner.plan_io import plan_document
 from planner.serving_items import Item
-from planner.serving_mix import Fleet, Slot, instance_watts, single_usd_per_hour
+from planner.serving_mix import Fleet, Slot, single_usd_per_hour
+from planner.serving_power import fleet_draw
 from planner.serving_request import ServeRequest
 from planner.serving_types import (
     FleetStrategy,
@@ -86,6 +88,7 @@ def _entry(solved: SolvedFleet, slot: Slot, i: int) -> MixEntry:
         usd_per_hour=item.usd_per_hour,
         load_frac=float(served.sum() / max(1.0 + headroom, 1.0) / solution.count[i]),
         model=slot.demand.name if len(solved.fleet.slots) > 1 else None,
+        watts_per_device=None if item.draw is None else item.draw.watts,
     )
 
 
@@ -135,8 +138,7 @@ def _prediction(solved: SolvedFleet) -> ServingPrediction:
         p.requests_per_s * t.mean_prompt_tokens for p, t in zip(parts, traffics, strict=True)
     )
     pairs = [(item, int(c)) for item, c in zip(fleet.items, solution.count, strict=True) if c]
-    watts = [(instance_watts(item), c) for item, c in pairs]
-    drawn = None if any(w is None for w, _ in watts) else sum((w or 0.0) * c for w, c in watts)
+    drawn = fleet_draw(pairs)
     single = single_usd_per_hour(fleet, solved.problem) if solved.request.objective == "cost" else math.inf
     return ServingPrediction(
         ttft_s=max(p.ttft_s for p in parts),
@@ -150,8 +152,11 @@ def _prediction(solved: SolvedFleet) -> ServingPrediction:
         bound_usd_per_hour=_bound(solved, "cost"),
         bound_watts=_bound(solved, "energy"),
         bound_requests_per_s=_bound(solved, "throughput"),
-        watts=drawn,
-        joules_per_token=None if drawn is None else drawn / output,
+        watts=None if drawn is None else drawn.watts,
+        watts_low=None if drawn is None else drawn.low_w,
+        watts_high=None if drawn is None else drawn.high_w,
+        joules_per_token=None if drawn is None else drawn.watts / output,
+        site=None if drawn is None else site_energy(solved.request.facility, drawn.pools, output),
         headroom_frac=max(solved.headrooms),
         simulated=solved.checks[0] if len(parts) == 1 else None,
         by_model=parts if len(parts) > 1 else (),

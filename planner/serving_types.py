@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict
 
+from planner.facility import SiteEnergy
 from planner.plan import Check
 
 __all__ = [
@@ -42,6 +43,8 @@ class MixEntry:
     """Share of the instances' capacity that the routed load takes."""
     model: str | None = None
     """Where the fleet serves several."""
+    watts_per_device: float | None = None
+    """Mean draw of a busy device; null where its power is unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +143,11 @@ class ServingPrediction:
     simulated: SimulatedCheck | None = None
     joules_per_token: float | None = None
     """Energy of all devices for one output token; null where their power is unknown."""
+    watts_low: float | None = None
+    """Lower end of the 90 % interval, all instances off by the same share."""
+    watts_high: float | None = None
+    site: SiteEnergy | None = None
+    """With hosts and cooling, where a facility was asked for."""
     bound_watts: float | None = None
     """Proven, with the objective energy: no mix of these instances draws less."""
     bound_requests_per_s: float | None = None

@@ -10,6 +10,7 @@ from costmodels.training import evaluate
 from hardware.cluster import Cluster
 from hardware.errors import InfeasibleError, InputError
 from planner.certificate import training_certificate
+from planner.facility import facility_note
 from planner.fit import memory_of
 from planner.mixed_training import plan_mixed_training
 from planner.placement_plan import planned_placement
@@ -37,8 +38,11 @@ def plan_training(request: TrainRequest) -> PlanFile[TrainingPlan]:
         from fitting.
     """
     job, cluster = resolve(request)
-    if not cluster.is_homogeneous and (request.power_budget_w or request.objective != "throughput"):
-        message = "objective, power_budget_w: a cluster of unlike groups is planned for throughput alone"
+    powered = request.power_budget_w or request.facility or request.objective != "throughput"
+    if not cluster.is_homogeneous and powered:
+        message = (
+            "objective, power_budget_w, facility: a cluster of unlike groups is planned for throughput alone"
+        )
         raise InputError(message)
     if cluster.is_homogeneous:
         return _plan_alike(request, job, cluster)
@@ -101,6 +105,7 @@ def _plan_alike(request: TrainRequest, job: TrainingJob, cluster: Cluster) -> Pl
         diagnostics=(
             *training_diagnostics(job, cluster, plans[0].strategy),
             *view.notes,
+            *([facility_note(request.facility)] if request.facility else []),
             *placed.diagnostics,
         ),
         provenance=training_provenance(job, cluster),
@@ -120,7 +125,7 @@ def training_plan_of(
     cap_w: float | None = None,
 ) -> TrainingPlan:
     """Return one strategy with its cost, its ranks and what was checked."""
-    predicted = training_prediction(costs, row, cluster, cap_w=cap_w)
+    predicted = training_prediction(costs, row, cluster, cap_w=cap_w, facility=request.facility)
     placement = placement or default_placement(strategy, cluster)
     certificate = training_certificate(
         strategy,

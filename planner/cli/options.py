@@ -9,6 +9,7 @@ __all__ = [
     "CalibrationOption",
     "CatalogOption",
     "ClusterOption",
+    "FacilityFlag",
     "GlobalBatchOption",
     "JsonOption",
     "ModelOption",
@@ -51,6 +52,14 @@ CatalogOption = Annotated[
     list[str] | None,
     typer.Option(
         "--catalog", metavar="DIR", help="Folder with further devices, nodes, clusters; repeatable."
+    ),
+]
+FacilityFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--facility",
+        metavar="KEY=VALUE,...",
+        help="Count the site too: pue, host_w_per_device, usd_per_kwh, kg_co2_per_kwh or region.",
     ),
 ]
 OutputOption = Annotated[

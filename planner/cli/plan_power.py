@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from planner.cli.errors import readable_errors
-from planner.cli.options import CatalogOption, JsonOption, OutputOption
+from planner.cli.options import CatalogOption, FacilityFlag, JsonOption, OutputOption
 
 __all__ = ["plan_power_verb"]
 
@@ -26,6 +26,7 @@ def plan_power_verb(
             "--commands", metavar="DIR", help="Write command files with rollback into a new folder."
         ),
     ] = None,
+    facility: FacilityFlag = None,
     catalog: CatalogOption = None,
     output: OutputOption = None,
     json: JsonOption = False,
@@ -38,7 +39,9 @@ def plan_power_verb(
         from planner.power_plan import plan_power
         from planner.power_request import read_power_request
 
-        found = plan_power(read_power_request(request, plan, {"catalog": tuple(catalog or ())}))
+        found = plan_power(
+            read_power_request(request, plan, {"catalog": tuple(catalog or ()), "facility": facility})
+        )
         if output is not None:
             write_plan(found, output)
         if commands is not None:

@@ -5,7 +5,14 @@ from typing import Annotated, Any
 import typer
 
 from planner.cli.errors import readable_errors
-from planner.cli.options import CatalogOption, JsonOption, ModelOption, OutputOption, RequestOption
+from planner.cli.options import (
+    CatalogOption,
+    FacilityFlag,
+    JsonOption,
+    ModelOption,
+    OutputOption,
+    RequestOption,
+)
 
 __all__ = ["plan_serve"]
 
@@ -116,6 +123,7 @@ def plan_serve(
     num_zones: Zones = None,
     budget_usd_per_hour: Budget = None,
     power_budget_w: Power = None,
+    facility: FacilityFlag = None,
     simulate: Simulate = None,
     top: Top = None,
     request: RequestOption = None,

@@ -10,6 +10,7 @@ from planner.cli.options import (
     CalibrationOption,
     CatalogOption,
     ClusterOption,
+    FacilityFlag,
     GlobalBatchOption,
     JsonOption,
     ModelOption,
@@ -57,6 +58,7 @@ def plan_train(
     min_fits_probability: MinFitsOption = None,
     objective: ObjectiveOption = None,
     power_budget_w: PowerBudgetOption = None,
+    facility: FacilityFlag = None,
     compare_with: CompareOption = None,
     request: RequestOption = None,
     catalog: CatalogOption = None,
@@ -78,6 +80,7 @@ def plan_train(
         "min_fits_probability": min_fits_probability,
         "objective": objective,
         "power_budget_w": power_budget_w,
+        "facility": facility,
         "catalog": tuple(catalog or ()),
     }
     with readable_errors(), calibrated_by(calibration):

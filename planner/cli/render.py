@@ -9,6 +9,7 @@ from rich.table import Table
 
 from costmodels.strategy import Recompute, Strategy
 from hardware.units import format_quantity
+from planner.cli.render_site import site_words
 from planner.plan import PlanFile, TrainingPlan, TrainingPrediction
 
 __all__ = ["console", "parts_text", "print_errors", "print_table", "print_training_plans", "strategy_words"]
@@ -115,7 +116,21 @@ def print_training_plans(plan: PlanFile[TrainingPlan]) -> None:
     out.print(f"\ntime of #1:   {parts_text(best.time_parts_s, 's')}", soft_wrap=True)
     capacity = format_quantity(best.memory_capacity_bytes, "B")
     out.print(f"memory of #1: {parts_text(best.memory_parts_bytes, 'B')}; of {capacity}", soft_wrap=True)
+    _print_power(best, out)
     _print_search(plan, out)
+
+
+def _print_power(best: TrainingPrediction, out: Console) -> None:
+    if best.energy_j is None or best.watts_per_device is None or best.joules_per_token is None:
+        return
+    money = "" if best.cost_usd is None else f", {best.cost_usd:.3g} USD per step"
+    out.print(
+        f"power of #1:  {best.watts_per_device:.0f} W per device, {format_quantity(best.energy_j, 'J')} "
+        f"per step, {best.joules_per_token:.3g} J per token{money}",
+        soft_wrap=True,
+    )
+    if best.site is not None:
+        out.print(f"              {site_words(best.site)}", soft_wrap=True)
 
 
 def _world(plan: PlanFile[TrainingPlan]) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from hardware.units import format_quantity
 from planner.cli.render import console, print_table
+from planner.cli.render_site import site_words
 from planner.plan import PlanFile
 from planner.power_types import PowerPlan, RowAnswer, ServingCaps, TrainingClocks
 
@@ -77,6 +78,8 @@ def _print_row(row: RowAnswer) -> None:
             for o in row.options
         ],
     )
+    if row.site is not None:
+        out.print(site_words(row.site), soft_wrap=True)
     if len(row.day_frac) > 1:
         out.print("\nrow power over budget, through the simulated day:")
         for line in curve_lines(row.day_frac, low=0.4, high=1.0):
@@ -107,6 +110,8 @@ def _print_training(training: TrainingClocks) -> None:
             for p in training.points
         ],
     )
+    if training.site is not None:
+        out.print(site_words(training.site), soft_wrap=True)
     out.print("\nfrontier (energy saved against the fastest step):")
     most = max(max(p.saved_frac for p in training.points), 1e-9)
     for p in training.points:
@@ -141,3 +146,5 @@ def _print_serving(serving: ServingCaps) -> None:
         f"fleet: {format_quantity(serving.watts, 'W')} of "
         f"{format_quantity(serving.natural_w, 'W')} natural{joules}"
     )
+    if serving.site is not None:
+        out.print(site_words(serving.site), soft_wrap=True)

@@ -1,13 +1,21 @@
 """Serving plans for people."""
 
 from planner.cli.render import console, parts_text, print_table
+from planner.cli.render_site import site_words
 from planner.plan import PlanFile
 from planner.serving_estimate import ServingEstimate
-from planner.serving_types import MixEntry, ServingPlan, SimulatedCheck
+from planner.serving_types import MixEntry, ServingPlan, ServingPrediction, SimulatedCheck
 
 __all__ = ["print_serving_estimate", "print_serving_plans"]
 
 _SHARES_SHOWN = 1e-3
+
+
+def _power_words(p: ServingPrediction) -> str:
+    between = ""
+    if p.watts_low is not None and p.watts_high is not None:
+        between = f" ({p.watts_low:.0f} - {p.watts_high:.0f} W)"
+    return f"{p.watts:.0f} W{between}, {p.joules_per_token:.3g} J per output token"
 
 
 def _seconds(value: float) -> str:
@@ -34,7 +42,9 @@ def print_serving_plans(file: PlanFile[ServingPlan]) -> None:
             soft_wrap=True,
         )
         if p.watts is not None and p.joules_per_token is not None:
-            out.print(f"   {p.watts:.0f} W, {p.joules_per_token:.3g} J per output token", soft_wrap=True)
+            out.print(f"   {_power_words(p)}", soft_wrap=True)
+            if p.site is not None:
+                out.print(f"   {site_words(p.site)}", soft_wrap=True)
         if p.simulated is not None:
             out.print(f"   {_replay_words(p.simulated, p.headroom_frac)}", soft_wrap=True)
         for m in p.by_model:

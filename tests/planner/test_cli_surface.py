@@ -28,8 +28,8 @@ SURFACE = {
     "plan train": REQUEST
     | OUTPUT
     | {"--compare-with", "--request", "--calibration", "--catalog", "--top", "--min-fits-probability"}
-    | {"--objective", "--power-budget", "--power-budget-w"},
-    "plan power": OUTPUT | {"--plan", "--request", "--commands", "--catalog"},
+    | {"--objective", "--power-budget", "--power-budget-w", "--facility"},
+    "plan power": OUTPUT | {"--facility", "--plan", "--request", "--commands", "--catalog"},
     "estimate train": REQUEST | OUTPUT | STRATEGY | {"--request", "--calibration", "--catalog"},
     "backtest train": {"--by", "--calibration", "--json"},
     "backtest memory": {"--by", "--json"},
