@@ -8,19 +8,6 @@ from tests.planner.conftest import Meshwright
 
 TRAIN = ["plan", "train", "--model", "llama-3.1-8b", "--cluster", "dgx-h100"]
 TRAIN += ["--nodes", "1", "--seq-len", "4096", "--global-batch", "64"]
-    "plan",
-    "train",
-    "--model",
-    "llama-3.1-8b",
-    "--cluster",
-    "dgx-h100",
-    "--nodes",
-    "1",
-    "--seq-len",
-    "4096",
-    "--global-batch",
-    "64",
-]
 
 
 def test_site_figures_by_hand():
