@@ -80,8 +80,11 @@ def _cap(
         return None, 1.0, (f"power budget: a cap of {cap_w:.0f} W per device binds nothing",)
     response = cap_response(cluster.device.name)
     throughput = float(response.throughput_frac(cap_w / power.rated_w, natural))
-    source = "measured" if response.measured else "that of older measured devices"
-    note = f"power budget: {cap_w:.0f} W per device, kernels at {100 * throughput:.1f} % (response {source})"
+    source = "measured" if response.measured else "that of older measured devices, hence a wider spread"
+    note = (
+        f"power budget: {cap_w:.0f} W per device, kernels at {100 * throughput:.1f} % (response {source}; "
+        f"spread {100 * response.log_sigma:.0f} %)"
+    )
     return cap_w, throughput, (note,)
 
 

@@ -106,6 +106,8 @@ def _answer(
                 breach_probability=c.breach_probability,
                 high_p50_frac=c.high_p50_frac,
                 low_p50_frac=c.low_p50_frac,
+                high_p99_frac=c.high_p99_frac,
+                low_p99_frac=c.low_p99_frac,
             )
             for c in choices
         ),

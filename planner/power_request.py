@@ -192,6 +192,8 @@ class TrainingSection:
     clock_step_mhz: Positive = 15.0
     slowdowns_frac: tuple[Annotated[float, Field(ge=0, le=2)], ...] = (0.0, 0.02, 0.05, 0.1)
     """Deadlines, as slowdowns of the fastest step."""
+    straggler_s: Positive | None = None
+    """Time of the slowest other pipeline for the same micro-batches; null where none is known."""
     device_cap_w: Positive | None = None
     stage_budget_w: Positive | None = None
     """Mean draw that all devices of one stage may have together (a rack)."""

@@ -85,7 +85,8 @@ def plan_caps(plan: PlanFile[ServingPlan], section: ServingSection) -> tuple[Ser
             "tpot_s": best.predicted.tpot_s / slowest["decode"],
         },
     )
-    return answer, _notes(powers, rows)
+    guessed = [p for p, e in zip(powers, best.mix, strict=True) if e.watts_per_device is None]
+    return answer, _notes(powers, guessed, rows)
 
 
 def _lowest(caps: list[Any]) -> tuple[int, ...]:
@@ -145,9 +146,16 @@ def _row(
     )
 
 
-def _notes(powers: list[DevicePower], rows: tuple[CapRow, ...]) -> tuple[str, ...]:
-    notes = ["response to caps: measured on older devices; calibrate on this fleet before relying on it"]
-    unmeasured = sorted({p.device for p in powers if not p.measured})
+def _notes(
+    powers: list[DevicePower], guessed: list[DevicePower], rows: tuple[CapRow, ...]
+) -> tuple[str, ...]:
+    """Return what a reader must know; `guessed` are devices whose draw the serving plan does not say."""
+    spread = 100 * max(cap_response(p.device).log_sigma for p in powers)
+    notes = [
+        f"response to caps: measured on older devices, spread {spread:.0f} %; calibrate on this fleet before "
+        "relying on it"
+    ]
+    unmeasured = sorted({p.device for p in guessed if not p.measured})
     if unmeasured:
         notes.append(
             f"draw of {', '.join(unmeasured)} was not measured: mean of the measured devices, by phase"

@@ -22,6 +22,7 @@ from solvers.time_energy import (
     energy_of,
     fastest_s,
     frontier,
+    look_up,
     round_clocks,
 )
 
@@ -197,6 +198,8 @@ def plan_clocks(
         energy_j=energy_of(problem, fast_times, fast_s),
     )
     deadlines = [fast_s * (1 + x) for x in section.slowdowns_frac]
+    if section.straggler_s is not None and section.straggler_s not in deadlines:
+        deadlines = sorted([*deadlines, max(section.straggler_s, fast_s)])
     free = [o.unwrap() for o in frontier(problem, deadlines)]
     tied = [o.unwrap() for o in frontier(static_clocks(problem), deadlines)]
     points = tuple(
@@ -212,6 +215,9 @@ def plan_clocks(
             fastest_energy_j=fastest.energy_j,
             blocked_w=problem.blocked_w,
             points=points,
+            straggler_deadline_s=None
+            if section.straggler_s is None
+            else look_up(free, section.straggler_s).deadline_s,
         ),
         _notes(power, strategy, batches, planned),
     )

@@ -30,6 +30,9 @@ class RowOption:
     high_p50_frac: float
     low_p50_frac: float
     """Median latency gained over the row without control."""
+    high_p99_frac: float = 0.0
+    low_p99_frac: float = 0.0
+    """The same at the 99th percentile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +96,8 @@ class TrainingClocks:
     fastest_energy_j: float
     blocked_w: float
     points: tuple[ClockPoint, ...]
+    straggler_deadline_s: float | None = None
+    """Deadline of the point to run at beside the straggler that was asked about: none ends later than it."""
     site: SiteEnergy | None = None
     """Of the fastest point, with hosts and cooling, where a facility was asked for."""
 

@@ -63,7 +63,16 @@ def _print_row(row: RowAnswer) -> None:
         )
     print_table(
         "",
-        ["servers", "safe", "peak", "brakes", "brakes/year", "P(breach) <", "high P50", "low P50"],
+        [
+            "servers",
+            "safe",
+            "peak",
+            "brakes",
+            "brakes/year",
+            "P(breach) <",
+            "high P50 / P99",
+            "low P50 / P99",
+        ],
         [
             (
                 str(o.num_servers),
@@ -72,8 +81,8 @@ def _print_row(row: RowAnswer) -> None:
                 str(o.num_brakes),
                 f"{o.brakes_per_year:.2g}",
                 f"{o.breach_probability:.1g}",
-                f"{100 * o.high_p50_frac:+.2f} %",
-                f"{100 * o.low_p50_frac:+.2f} %",
+                f"{100 * o.high_p50_frac:+.2f} / {100 * o.high_p99_frac:+.1f} %",
+                f"{100 * o.low_p50_frac:+.2f} / {100 * o.low_p99_frac:+.1f} %",
             )
             for o in row.options
         ],
@@ -110,6 +119,8 @@ def _print_training(training: TrainingClocks) -> None:
             for p in training.points
         ],
     )
+    if training.straggler_deadline_s is not None:
+        out.print(f"beside the straggler: the clocks of deadline {training.straggler_deadline_s:.3f} s")
     if training.site is not None:
         out.print(site_words(training.site), soft_wrap=True)
     out.print("\nfrontier (energy saved against the fastest step):")

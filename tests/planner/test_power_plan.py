@@ -8,7 +8,8 @@ from hardware.errors import SpecError
 from planner.cli.main import build_app
 from planner.emit.power_commands import power_emission
 from planner.plan_io import read_plan
-from planner.power_request import PowerRequest, RowSection, read_load_trace
+from planner.power_plan import plan_power
+from planner.power_request import PowerRequest, RowSection, read_load_trace, read_power_request
 from planner.power_types import CapRow, PowerPlan, ServingCaps
 
 
@@ -181,3 +182,16 @@ def test_explain_shows_a_power_plan_again(tmp_path):
     shown = _run("explain", str(target))
     assert shown.exit_code == 0
     assert "ramp" in shown.output
+
+
+def test_a_straggler_is_answered_with_the_latest_deadline_it_allows(train_plan, tmp_path):
+    first = plan_power(read_power_request(None, str(train_plan), {})).plans[0].training
+    assert first is not None
+    asked = tmp_path / "power.yaml"
+    slow = 1.07 * first.fastest_s
+    asked.write_text(f"training: {{plan: {train_plan}, straggler_s: {slow}}}\n", encoding="utf-8")
+    training = plan_power(read_power_request(str(asked), None, {})).plans[0].training
+    assert training is not None
+    assert training.straggler_deadline_s == pytest.approx(slow)
+    point = next(p for p in training.points if p.deadline_s == training.straggler_deadline_s)
+    assert point.saved_frac > first.points[2].saved_frac
