@@ -64,8 +64,8 @@ class DevicePower:
         """Return the natural draw of a phase. [W]"""
         return self.draw_frac[phase] * self.rated_w
 
-    def check_cap(self, cap_w: float) -> None:
-        """Refuse a cap that the device does not accept.
+    def check_cap(self, cap_w: float, *, key: str = "") -> None:
+        """Refuse a cap that the device does not accept; `key` is where it was given.
 
         Raises
         ------
@@ -74,8 +74,10 @@ class DevicePower:
         """
         low = self.min_cap_w if self.min_cap_w is not None else self.idle_w
         if not low <= cap_w <= self.rated_w:
+            where = f"{key}: " if key else ""
             message = (
-                f"a cap of {cap_w:g} W is outside what {self.device} accepts: {low:g} to {self.rated_w:g} W"
+                f"{where}a cap of {cap_w:g} W is outside what {self.device} accepts: "
+                f"{low:g} to {self.rated_w:g} W"
             )
             raise InputError(message)
 

@@ -74,7 +74,7 @@ def _cap(
         )
         raise InputError(message)
     cap_w = min(share_w, power.rated_w)
-    power.check_cap(cap_w)
+    power.check_cap(cap_w, key="power_budget_w")
     natural = power.draw_frac["matmul"]
     if cap_w >= power.natural_w("matmul") * 1.1 or cap_w == power.rated_w:
         return None, 1.0, (f"power budget: a cap of {cap_w:.0f} W per device binds nothing",)

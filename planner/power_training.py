@@ -8,7 +8,7 @@ from costmodels.job import TrainingJob
 from costmodels.power import DevicePower, device_power
 from costmodels.strategy import Strategy
 from hardware.cluster import Cluster
-from hardware.errors import InputError
+from hardware.errors import InfeasibleError, InputError
 from planner.plan import TrainingPlan
 from planner.power_pipeline import clock_curve, pipeline_problem, static_clocks
 from planner.power_request import TRAINING_CLOCK, TrainingSection
@@ -109,7 +109,7 @@ def _stages(
             for seconds in (forward_s, backward_s)
         ]
         if section.device_cap_w is not None:
-            power.check_cap(section.device_cap_w)
+            power.check_cap(section.device_cap_w, key="training.device_cap_w")
             curves = [
                 capped_curve(c, section.device_cap_w * devices, power.blocked_w * devices) for c in curves
             ]
@@ -180,6 +180,12 @@ def plan_clocks(
     blocked_w = power.blocked_w * devices
     problem = pipeline_problem(stages, planned, blocked_w=blocked_w)
     if section.stage_budget_w is not None:
+        if section.stage_budget_w < blocked_w:
+            message = (
+                f"training.stage_budget_w: {section.stage_budget_w:g} W is below the {blocked_w:g} W that "
+                f"the {devices} devices of a stage draw while they wait"
+            )
+            raise InfeasibleError(message, ("stage budget",))
         limits = _budgets(problem, strategy.pp, section.stage_budget_w, blocked_w)
         problem = TimeEnergyProblem(
             before=problem.before,

@@ -107,6 +107,7 @@ def test_a_stage_budget_that_nothing_meets_is_infeasible(train_plan, tmp_path):
     request.write_text(f"training: {{plan: {train_plan}, stage_budget_w: 100}}\n")
     result = _run("plan", "power", "--request", str(request))
     assert result.exit_code == 3
+    assert "training.stage_budget_w: 100 W is below" in " ".join(result.output.split())
 
 
 @pytest.mark.parametrize(
