@@ -140,7 +140,7 @@ def write(study: Study, effects: Effects, correction: ServingCorrection, held_ou
     formats = sorted({p.groups["format"] for p in study.joint_points})
     for name in ENGINES:
         fitted = asdict(fitted_engine(effects, name, formats))
-        for key in ("decode", "prefill", "expert_formats", "host_s", "host_per_seq_s", "prefill_host_s"):
+        for key in ("decode", "prefill", "expert_formats", "host_s", "host_per_seq_s"):
             document["engines"][name][key] = _rounded(fitted[key])
     document["source"][", ".join(ENGINES)] = provenance
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -29,8 +29,8 @@ __all__ = ["PARTS", "Effects", "LoopPoint", "fit_effects", "fitted_engine", "poi
 Floats = npt.NDArray[np.float64]
 
 PARTS = ("gemm", "attention", "experts", "vector", "comm")
-HOSTS = ("host_s", "host_per_seq_s", "prefill_host_s")
-_BASE_HOST = (1e-3, 1e-5, 3e-3)
+HOSTS = ("host_s", "host_per_seq_s")
+_BASE_HOST = (1e-3, 1e-5)
 _BASE_TTFT = (4.0, 0.03)
 """Steps and seconds from the loop's first token to the client's, before any data."""
 _TPOT_ERROR, _TTFT_ERROR = 0.12, 0.2 / 0.7
@@ -53,7 +53,6 @@ class LoopPoint:
         self.engine = find_engine(run.engine)
         self._raw_engine = replace(
             self.engine, decode=ones, prefill=ones, expert_formats={}, host_s=0.0, host_per_seq_s=0.0,
-            prefill_host_s=0.0,
         )  # fmt: skip
         self._calls: list[tuple[Floats, Floats, Floats]] = []
         self.groups = {
@@ -86,10 +85,7 @@ class LoopPoint:
                     axis=1,
                 )  # fmt: skip
                 ones = np.ones(len(kernel))
-                hosts = np.stack(
-                    [_BASE_HOST[0] * ones, _BASE_HOST[1] * work.decode_seqs,
-                     _BASE_HOST[2] * (work.prefill_tokens > 0)], axis=1,
-                )  # fmt: skip
+                hosts = np.stack([_BASE_HOST[0] * ones, _BASE_HOST[1] * work.decode_seqs], axis=1)
                 tokens = np.maximum(work.prefill_tokens + work.decode_seqs, 1.0)
                 self._calls.append((kernel, hosts, work.prefill_tokens / tokens))
             kernel, hosts, prompt = self._calls[at]
@@ -109,7 +105,7 @@ class LoopPoint:
         share, high = position - low, min(low + 1, half - 1)
         joined = np.column_stack([kernel, hosts, prompt])
         found = [part[low] * (1.0 - share) + part[high] * share for part in (joined[:half], joined[half:])]
-        return found[0][:5], found[0][5:8], found[1][:5], found[1][5:8], float(found[1][8])
+        return found[0][:5], found[0][5:7], found[1][:5], found[1][5:7], float(found[1][7])
 
 
 def _between(decode: Floats, prefill: Floats, prompt: Floats) -> Floats:

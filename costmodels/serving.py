@@ -88,7 +88,6 @@ def iteration_cost(
     }
     layers = sum(scaled[n] for n in scaled) - sends
     host = engine.host_s + engine.host_per_seq_s * work.decode_seqs
-    host = host + np.where(work.prefill_tokens > 0, engine.prefill_host_s, 0.0)
     return IterationCost(
         **scaled,
         head_s=head,

@@ -179,7 +179,7 @@ def _fit_scales(kinds: Sequence[PointKind], ratio: Floats, power: float) -> dict
             if kind.scale_groups:
                 members.setdefault(kind.scale_groups[level], []).append(row)
         for name, rows in sorted(members.items()):
-            shrink = len(rows) / (len(rows) + (_SCALE_HALF_COUNT if level else 0.0))
+            shrink = len(rows) / (len(rows) + _SCALE_HALF_COUNT)
             scales[name] = shrink * _weighted_median(left[rows], np.exp(-power * left[rows]))
             left[rows] -= scales[name]
     return scales

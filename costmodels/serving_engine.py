@@ -35,11 +35,10 @@ class EngineStack:
     name: str
     """vllm, sglang, trtllm, mindie."""
     host_s: float
-    """Per iteration: scheduling, input preparation and sampling that the device waits for."""
+    """Per iteration: scheduling, input preparation and sampling that the device waits for. Launches of an
+    iteration with prompts, which runs outside captured graphs, stay ahead of its longer kernels."""
     host_per_seq_s: float
     """The same per decoding request."""
-    prefill_host_s: float
-    """Per iteration that holds prompt tokens, which runs outside captured graphs."""
     admission_s: float
     """From arrival to the first iteration that may hold the prompt, and from token to answer."""
     decode: KernelScales
