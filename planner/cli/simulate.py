@@ -10,64 +10,120 @@ from planner.cli.options import JsonOption
 
 __all__ = ["simulate"]
 
+_TRAFFIC = ("workload", "rate_per_s", "num_requests", "arrivals", "mean_turns", "think_s")
+
 
 def _seconds(flag: str, text: str) -> object:
     return typer.Option(flag, help=text, min=0.0)
 
 
+Plan = Annotated[
+    Path | None, typer.Argument(metavar="[PLAN]", help="A plan file of `plan serve`.", show_default=False)
+]
+TracePath = Annotated[
+    Path | None,
+    typer.Option("--trace", metavar="CSV", help="arrival_s,prompt_tokens,output_tokens; .gz too."),
+]
+FleetPath = Annotated[
+    Path | None, typer.Option("--fleet", metavar="YAML", help="A fleet described by hand, without a plan.")
+]
+Rate = Annotated[
+    float | None, typer.Option("--rate-per-s", help="Stretch the trace to this mean rate.", min=0.0)
+]
+NumRequests = Annotated[int | None, typer.Option("--num-requests", help="Only the first so many.", min=1)]
+WorkloadName = Annotated[
+    str | None,
+    typer.Option("--workload", help="In place of a trace: azure-conv, azure-code, fixed:1024x256, CSV."),
+]
+Arrivals = Annotated[
+    str | None,
+    typer.Option("--arrivals", help="replay, or made: poisson, gamma, bursts (fitted), sessions."),
+]
+MeanTurns = Annotated[float, typer.Option("--mean-turns", help="Of a session's conversation.", min=1.0)]
+Think = Annotated[float, _seconds("--think-s", "Mean time between the starts of two turns.")]
+Ttft = Annotated[float | None, _seconds("--slo-ttft-s", "Target: arrival to first token.")]
+Tpot = Annotated[float | None, _seconds("--slo-tpot-s", "Target: time per later token.")]
+Itl = Annotated[float | None, _seconds("--slo-itl-s", "Target: longest gap between tokens.")]
+EndToEnd = Annotated[float | None, _seconds("--slo-e2e-s", "Target: arrival to last token.")]
+Percentile = Annotated[
+    float | None, typer.Option("--percentile", help="Of the requests that must keep each target; 99.")
+]
+WarmUp = Annotated[float, _seconds("--warm-up-s", "Arrivals this early are not counted.")]
+Drain = Annotated[float, _seconds("--drain-s", "Arrivals this close to the last are not counted.")]
+Goodput = Annotated[bool, typer.Option("--goodput", help="Find the highest rate within the targets instead.")]
+Replications = Annotated[
+    int,
+    typer.Option(
+        "--replications", help="Also so many made traces of this rate, burstiness and sizes.", min=0
+    ),
+]
+Backend = Annotated[
+    str | None,
+    typer.Option("--backend", help="Of replications: loky, threading, multiprocessing, dask or ray."),
+]
+Jobs = Annotated[int, typer.Option("--jobs", help="Replications at a time; -1 is all cores.")]
+Scheduler = Annotated[
+    str | None, typer.Option("--scheduler-address", help="Of a running Dask scheduler or Ray head.")
+]
+BetweenFailures = Annotated[
+    float | None,
+    typer.Option("--mean-time-between-failures-s", help="Of one engine; drawn at random.", min=1.0),
+]
+Repair = Annotated[float | None, _seconds("--repair-s", "That a failed engine is away; 600.")]
+WriteFleet = Annotated[
+    Path | None,
+    typer.Option("--write-fleet", metavar="YAML", help="The plan's fleet as a file that can be changed."),
+]
+Seed = Annotated[int, typer.Option("--seed", help="Of made traces, routing, failures and accepted drafts.")]
+RequestsCsv = Annotated[
+    Path | None, typer.Option("--requests-csv", metavar="FILE", help="One row per request.")
+]
+Timeline = Annotated[
+    Path | None,
+    typer.Option(
+        "--timeline", metavar="FILE", help="Queue, batch, cache over time: JSON, or a picture (.svg)."
+    ),
+]
+
+
 def simulate(
-    plan: Annotated[
-        Path | None, typer.Argument(metavar="[PLAN]", help="A plan file of `plan serve`.", show_default=False)
-    ] = None,
-    trace: Annotated[
-        Path | None,
-        typer.Option("--trace", metavar="CSV", help="arrival_s,prompt_tokens,output_tokens; .gz too."),
-    ] = None,
-    fleet: Annotated[
-        Path | None,
-        typer.Option("--fleet", metavar="YAML", help="A fleet described by hand, without a plan."),
-    ] = None,
-    rate_per_s: Annotated[
-        float | None, typer.Option("--rate-per-s", help="Stretch the trace to this mean rate.", min=0.0)
-    ] = None,
-    num_requests: Annotated[
-        int | None, typer.Option("--num-requests", help="Only the first so many.", min=1)
-    ] = None,
-    slo_ttft_s: Annotated[float | None, _seconds("--slo-ttft-s", "Target: arrival to first token.")] = None,
-    slo_tpot_s: Annotated[float | None, _seconds("--slo-tpot-s", "Target: time per later token.")] = None,
-    slo_itl_s: Annotated[float | None, _seconds("--slo-itl-s", "Target: longest gap between tokens.")] = None,
-    slo_e2e_s: Annotated[float | None, _seconds("--slo-e2e-s", "Target: arrival to last token.")] = None,
-    percentile: Annotated[
-        float | None, typer.Option("--percentile", help="Of the requests that must keep each target; 99.")
-    ] = None,
-    warm_up_s: Annotated[float, _seconds("--warm-up-s", "Arrivals this early are not counted.")] = 0.0,
-    drain_s: Annotated[
-        float, _seconds("--drain-s", "Arrivals this close to the last are not counted.")
-    ] = 0.0,
-    goodput: Annotated[
-        bool, typer.Option("--goodput", help="Find the highest rate within the targets instead.")
-    ] = False,
-    replications: Annotated[
-        int,
-        typer.Option(
-            "--replications", help="Also so many made traces of this rate, burstiness and sizes.", min=0
-        ),
-    ] = 0,
-    seed: Annotated[int, typer.Option("--seed", help="Of routing, failures and accepted drafts.")] = 0,
-    requests_csv: Annotated[
-        Path | None, typer.Option("--requests-csv", metavar="FILE", help="One row per request.")
-    ] = None,
-    timeline_json: Annotated[
-        Path | None,
-        typer.Option("--timeline", metavar="FILE", help="Queue, batch and cache over time, JSON."),
-    ] = None,
+    plan: Plan = None,
+    trace: TracePath = None,
+    fleet: FleetPath = None,
+    workload: WorkloadName = None,
+    arrivals: Arrivals = None,
+    rate_per_s: Rate = None,
+    num_requests: NumRequests = None,
+    mean_turns: MeanTurns = 4.0,
+    think_s: Think = 30.0,
+    slo_ttft_s: Ttft = None,
+    slo_tpot_s: Tpot = None,
+    slo_itl_s: Itl = None,
+    slo_e2e_s: EndToEnd = None,
+    percentile: Percentile = None,
+    warm_up_s: WarmUp = 0.0,
+    drain_s: Drain = 0.0,
+    goodput: Goodput = False,
+    replications: Replications = 0,
+    backend: Backend = None,
+    jobs: Jobs = -1,
+    scheduler_address: Scheduler = None,
+    mean_time_between_failures_s: BetweenFailures = None,
+    repair_s: Repair = None,
+    write_fleet: WriteFleet = None,
+    seed: Seed = 0,
+    requests_csv: RequestsCsv = None,
+    timeline_json: Timeline = None,
     json: JsonOption = False,
 ) -> None:
     """Replay a trace, request by request, and show latencies, targets met, use and cost."""
     given = locals()
     with readable_errors():
+        from planner.simulate.asked_trace import AskedTrace
         from planner.simulate.report import Question, print_summary, run_question
 
         targets = {name: given.pop(f"slo_{name}") for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s")}
         as_json = given.pop("json")
-        print_summary(run_question(Question(**given, targets=targets)), as_json=as_json)
+        traffic = AskedTrace(path=given.pop("trace"), **{name: given.pop(name) for name in _TRAFFIC})
+        question = Question(**given, targets=targets, traffic=traffic)
+        print_summary(run_question(question), as_json=as_json)

@@ -216,11 +216,11 @@ def find_goodput(
 
 
 def replicate(
-    run: Callable[[int], dict[str, float]], *, seeds: Sequence[int], num_jobs: int = -1
+    run: Callable[[int], dict[str, float]], *, seeds: Sequence[int], num_jobs: int | None = -1
 ) -> dict[str, Estimate]:
     """Return mean and interval of each figure that `run(seed)` gives, over the seeds, side by side.
 
-    Runs on all cores, or on whatever joblib backend is active (Dask, Ray).
+    Runs on all cores, or on whatever joblib backend is active (Dask, Ray); `num_jobs` None leaves that to it.
 
     Raises
     ------

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from costmodels.job import Slo
 from hardware.errors import InputError, SpecError
 from hardware.schema import validate
@@ -13,7 +15,7 @@ from planner.simulate.fleet import Fleet
 from planner.simulate.fleet_file import FleetFile, fleet_from_file
 from planner.simulate.settings import Speculation
 
-__all__ = ["read_plan_fleet"]
+__all__ = ["plan_fleet_text", "read_plan_fleet"]
 
 _NO_LIMIT = 1 << 40
 
@@ -26,6 +28,21 @@ def read_plan_fleet(path: Path) -> tuple[Fleet, Slo | None]:
     SpecError
         if the file is no serving plan or lacks what a fleet needs.
     """
+    document, request = _fleet_document(path)
+    entry = validate(FleetFile, document, str(path), prefix="plans.0")
+    return fleet_from_file(entry, where=str(path), folder=path.parent), _slo(request, str(path))
+
+
+def plan_fleet_text(path: Path) -> str:
+    """Return the fleet of the first plan in a serving plan file as the text of a fleet file."""
+    document, _ = _fleet_document(path)
+    return f"# The fleet of {path.name}; see `meshwright simulate --fleet`.\n" + yaml.safe_dump(
+        document, sort_keys=False
+    )
+
+
+def _fleet_document(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a plan's fleet in the form of a fleet file, and the plan's request."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -45,13 +62,11 @@ def read_plan_fleet(path: Path) -> tuple[Fleet, Slo | None]:
     if whole:
         raise SpecError(str(path), [f"plans.0: {whole}"])
     try:
-        document = _fleet_entry(plans[0], request)
+        return _fleet_entry(plans[0], request), request
     except (KeyError, TypeError, AttributeError) as error:
         raise SpecError(
             str(path), [f"plans.0: is no serving plan ({error!r} in its mix or routing)"]
         ) from None
-    entry = validate(FleetFile, document, str(path), prefix="plans.0")
-    return fleet_from_file(entry, where=str(path), folder=path.parent), _slo(request, str(path))
 
 
 def _not_one_fleet(plan: dict[str, Any]) -> str:

@@ -5,24 +5,26 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from costmodels.job import Slo
-from costmodels.traces import Trace, read_trace
+from costmodels.traces import Trace
 from hardware.errors import InputError, SpecError
 from hardware.units import format_quantity
-from planner.simulate.arrivals import make_trace
+from planner.simulate.asked_trace import AskedTrace
 from planner.simulate.core import Raw, simulate
 from planner.simulate.fleet import Fleet
 from planner.simulate.fleet_file import read_fleet
 from planner.simulate.goodput import find_goodput, replicate
 from planner.simulate.outcome import Latencies, Measurement, latencies, summary, timeline
-from planner.simulate.plan_fleet import read_plan_fleet
+from planner.simulate.parallel import workers
+from planner.simulate.plan_fleet import plan_fleet_text, read_plan_fleet
 from planner.simulate.rate_bound import rate_bound_per_s
+from planner.simulate.timeline_picture import timeline_svg
 
 __all__ = ["Question", "print_summary", "requests_table", "run_question"]
 
@@ -35,9 +37,7 @@ class Question:
 
     plan: Path | None = None
     fleet: Path | None = None
-    trace: Path | None = None
-    rate_per_s: float | None = None
-    num_requests: int | None = None
+    traffic: AskedTrace = field(default_factory=AskedTrace)
     targets: dict[str, float | None] = field(default_factory=dict)
     percentile: float | None = None
     warm_up_s: float = 0.0
@@ -45,6 +45,15 @@ class Question:
     goodput: bool = False
     replications: int = 0
     """Made traces, for 95 % intervals."""
+    backend: str | None = None
+    """Where replications run; see `planner.simulate.parallel`."""
+    jobs: int = -1
+    scheduler_address: str | None = None
+    mean_time_between_failures_s: float | None = None
+    """Of one engine; failures are drawn at random on top of the fleet's own."""
+    repair_s: float | None = None
+    write_fleet: Path | None = None
+    """The plan's fleet as a file that can be changed: scaling, failures, policies, routers."""
     seed: int = 0
     requests_csv: Path | None = None
     timeline_json: Path | None = None
@@ -59,7 +68,7 @@ def run_question(question: Question) -> dict[str, Any]:
         if the flags do not fit together, or a file is wrong.
     """
     fleet, planned = _fleet(question)
-    trace = _trace(question)
+    trace = question.traffic.trace(question.seed)
     slo = _slo(question, planned)
     head = {"schema_version": SCHEMA_VERSION, "kind": "simulation", "seed": question.seed}
     if question.goodput:
@@ -92,16 +101,15 @@ def run_question(question: Question) -> dict[str, Any]:
     if question.requests_csv is not None:
         _write(question.requests_csv, requests_table(raw, seen))
     if question.timeline_json is not None:
-        _write(question.timeline_json, json.dumps(timeline(raw), sort_keys=True) + "\n")
+        _write(question.timeline_json, _timeline_text(raw, question.timeline_json))
     return answer
 
 
 def _replications(question: Question, fleet: Fleet, trace: Trace, slo: Slo | None) -> dict[str, Any]:
     """Return mean and 95 % interval of the main figures over made traces of the same traffic."""
-    traffic = trace.traffic()
 
     def run(seed: int) -> dict[str, float]:
-        made = make_trace(traffic, num_requests=len(trace), seed=seed)
+        made = question.traffic.replication(seed)
         rule = Measurement(warm_up_s=question.warm_up_s, drain_s=question.drain_s)
         found = summary(simulate(fleet, made, seed=seed), slo, rule)
         figures = {
@@ -113,7 +121,8 @@ def _replications(question: Question, fleet: Fleet, trace: Trace, slo: Slo | Non
         return figures if slo is None else figures | {"slo_attainment_frac": found["slo_attainment_frac"]}
 
     seeds = range(question.seed, question.seed + question.replications)
-    found = replicate(run, seeds=seeds)
+    with workers(question.backend, num_jobs=question.jobs, address=question.scheduler_address):
+        found = replicate(run, seeds=seeds, num_jobs=None)
     return {"num_replications": question.replications} | {
         name: {"mean": e.mean, "low": e.low, "high": e.high} for name, e in found.items()
     }
@@ -122,19 +131,28 @@ def _replications(question: Question, fleet: Fleet, trace: Trace, slo: Slo | Non
 def _fleet(question: Question) -> tuple[Fleet, Slo | None]:
     if (question.plan is None) == (question.fleet is None):
         raise SpecError("simulate", ["give either a PLAN or --fleet YAML"])
-    if question.fleet is not None:
-        return read_fleet(question.fleet), None
-    assert question.plan is not None
-    return read_plan_fleet(question.plan)
+    if question.plan is None and question.write_fleet is not None:
+        raise SpecError("--write-fleet", ["needs a PLAN; a --fleet is a file already"])
+    if question.plan is not None:
+        if question.write_fleet is not None:
+            _write(question.write_fleet, plan_fleet_text(question.plan))
+        fleet, planned = read_plan_fleet(question.plan)
+    else:
+        assert question.fleet is not None
+        fleet, planned = read_fleet(question.fleet), None
+    failing = {
+        name: value
+        for name in ("mean_time_between_failures_s", "repair_s")
+        if (value := getattr(question, name)) is not None
+    }
+    return (replace(fleet, **failing) if failing else fleet), planned
 
 
-def _trace(question: Question) -> Trace:
-    if question.trace is None:
-        raise SpecError("--trace", ["is missing: a CSV with arrival_s, prompt_tokens and output_tokens"])
-    trace = read_trace(question.trace)
-    if question.num_requests is not None:
-        trace = trace.head(question.num_requests)
-    return trace if question.rate_per_s is None else trace.scaled(question.rate_per_s)
+def _timeline_text(raw: Raw, path: Path) -> str:
+    """Return the timeline as a picture for names that end in .svg, else as JSON."""
+    if path.suffix == ".svg":
+        return timeline_svg(timeline(raw))
+    return json.dumps(timeline(raw), sort_keys=True) + "\n"
 
 
 def _slo(question: Question, planned: Slo | None) -> Slo | None:

@@ -6,6 +6,7 @@ from typer.testing import CliRunner
 
 from hardware.errors import InfeasibleError, SpecError
 from planner.cli.main import build_app
+from planner.simulate.asked_trace import AskedTrace
 from planner.simulate.fleet_file import read_fleet
 from planner.simulate.report import Question, run_question
 from planner.simulate.settings import Batching, Role
@@ -124,7 +125,7 @@ def test_simulate_prints_the_file_and_writes_requests(tmp_path: Path) -> None:
 
 def test_replications_from_the_command_line(tmp_path: Path) -> None:
     fleet, trace = write(tmp_path, FLEET), write(tmp_path, TRACE, "t.csv")
-    question = Question(fleet=fleet, trace=trace, replications=3, targets={"ttft_s": 1.0})
+    question = Question(fleet=fleet, traffic=AskedTrace(path=trace), replications=3, targets={"ttft_s": 1.0})
     found = run_question(question)["replications"]
     assert found["num_replications"] == 3
     assert found["ttft_s.p99"]["low"] < found["ttft_s.p99"]["mean"] < found["ttft_s.p99"]["high"]
