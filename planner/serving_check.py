@@ -19,6 +19,7 @@ from planner.simulate.engine_spec import catalogue_engine, settings_of
 from planner.simulate.fleet import EngineSpec, Fleet, Pool
 from planner.simulate.outcome import Latencies, Measurement, latencies
 from planner.simulate.settings import EngineSettings, Role, Speculation
+from planner.simulate.slowed_timer import capped_engine
 from solvers.gpu_mix import MixSolution
 
 __all__ = ["SimulatedFleet", "simulated_check"]
@@ -155,7 +156,7 @@ def _engine(fleet: SimulatedFleet, i: int) -> EngineSpec:
     """Return the engine of an item, the same object each time."""
     if i not in fleet.engines:
         item = fleet.items[i]
-        fleet.engines[i] = catalogue_engine(
+        engine = catalogue_engine(
             fleet.model,
             item.config,
             fleet.engine,
@@ -164,6 +165,12 @@ def _engine(fleet: SimulatedFleet, i: int) -> EngineSpec:
             role=_ROLES[item.role],
             usd_per_hour=item.offer.usd_per_hour,
         )
+        if item.cap is not None:
+            cap = item.cap
+            engine = capped_engine(
+                engine, cap_w=cap.cap_w, prefill_frac=cap.prefill_frac, decode_frac=cap.decode_frac
+            )
+        fleet.engines[i] = engine
     return fleet.engines[i]
 
 

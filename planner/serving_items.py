@@ -15,12 +15,14 @@ from costmodels.serving_operators import ServingMachine
 from planner.plan import Excluded
 from planner.serving_capacity import (
     Capacity,
+    GridTimes,
     bound_words,
     grid_times,
     joint_capacity,
     prefill_capacity,
     split_capacity,
 )
+from planner.serving_caps import PowerCap, power_caps
 from planner.serving_offers import DeviceOffer
 from planner.serving_request import ServeRequest
 from planner.serving_space import serving_space
@@ -46,6 +48,7 @@ class Item:
     tpot_s: Floats
     draw: EngineDraw | None = None
     """Of one busy device; None where its rated power is not known."""
+    cap: PowerCap | None = None
 
     @property
     def usd_per_hour(self) -> float:
@@ -59,7 +62,8 @@ class Item:
         degrees = f"tp{c.tp}" + (f"-dp{c.dp}" if c.dp > 1 else "") + (f"-ep{c.ep}" if c.ep > 1 else "")
         kv = "" if c.kv.label == "bf16" else f"-kv-{c.kv.label}"
         role = "" if self.role == "both" else f"{self.role}-"
-        return f"{role}{self.offer.device.name}-{degrees}-{c.experts.label}{kv}"
+        cap = "" if self.cap is None else f"-cap{self.cap.cap_w:.0f}w"
+        return f"{role}{self.offer.device.name}-{degrees}-{c.experts.label}{kv}{cap}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,24 +113,23 @@ def find_items(
         excluded += [replace(e, rule=f"{offer.device.name}: {e.rule}") for e in space.excluded]
         if len(space.table) == 0:
             continue
-        found = _capacities(
-            request, model, engine, machine, space.table, buckets, arrival_cv=arrival_cv, hits=prefix_hit_frac
-        )
-        for role, capacity in found:
-            usable = [
-                Item(
-                    offer=offer,
-                    config=space.table.config(row),
-                    role=role,
-                    rate_per_s=capacity.rate_per_s[row],
-                    ttft_s=capacity.ttft_s[row],
-                    tpot_s=capacity.tpot_s[row],
-                )
-                for row in range(len(space.table))
-            ]
-            items += [replace(i, draw=item_draw(i, model, buckets)) for i in _worth_mixing(usable)]
-            if role == "both" or (role == "decode" and request.form == "split"):
-                bounds.append(f"{offer.device.name}: {bound_words(capacity, request.slo)}")
+        times = grid_times(model, space.table, engine, machine, buckets)
+        for cap in _caps(request, offer):
+            for role, capacity in _capacities(
+                request,
+                model,
+                engine,
+                machine,
+                space.table,
+                buckets,
+                times=_slowed(times, cap),
+                arrival_cv=arrival_cv,
+                hits=prefix_hit_frac,
+            ):
+                usable = _worth_mixing(_rows(offer, space.table, role, capacity, cap))
+                items += [replace(i, draw=item_draw(i, model, buckets)) for i in usable]
+                if cap is None and (role == "both" or (role == "decode" and request.form == "split")):
+                    bounds.append(f"{offer.device.name}: {bound_words(capacity, request.slo)}")
     return ItemSearch(
         items=tuple(items),
         num_configs=num_configs,
@@ -144,11 +147,11 @@ def _capacities(
     table: ServingTable,
     buckets: Buckets,
     *,
+    times: GridTimes,
     arrival_cv: float,
     hits: float,
 ) -> list[tuple[Role, Capacity]]:
     """Return the capacity of every configuration in every role that the request's form allows."""
-    times = grid_times(model, table, engine, machine, buckets)
     steps = 1.0 + request.accepted_tokens
     args = (model, table, engine, machine, buckets, request.slo)
     found: list[tuple[Role, Capacity]] = []
@@ -162,6 +165,40 @@ def _capacities(
         found.append(("prefill", prompts))
         found.append(("decode", split_capacity(*args, times=times, tokens_per_step=steps)))
     return found
+
+
+def _rows(
+    offer: DeviceOffer, table: ServingTable, role: Role, capacity: Capacity, cap: PowerCap | None
+) -> list[Item]:
+    """Return every configuration of one device, in one role and under one cap, as an item."""
+    return [
+        Item(
+            offer=offer,
+            config=table.config(row),
+            role=role,
+            rate_per_s=capacity.rate_per_s[row],
+            ttft_s=capacity.ttft_s[row],
+            tpot_s=capacity.tpot_s[row],
+            cap=cap,
+        )
+        for row in range(len(table))
+    ]
+
+
+def _caps(request: ServeRequest, offer: DeviceOffer) -> tuple[PowerCap | None, ...]:
+    """Return no cap, and where watts count, the caps that are worth trying."""
+    if request.power_budget_w is None and request.objective != "energy":
+        return (None,)
+    return (None, *power_caps(offer.device))
+
+
+def _slowed(times: GridTimes, cap: PowerCap | None) -> GridTimes:
+    """Return iteration times under a cap."""
+    if cap is None:
+        return times
+    return replace(
+        times, decode_s=times.decode_s / cap.decode_frac, prefill_s=times.prefill_s / cap.prefill_frac
+    )
 
 
 def _worth_mixing(items: list[Item]) -> list[Item]:
@@ -185,14 +222,15 @@ def _worth_mixing(items: list[Item]) -> list[Item]:
 def item_draw(item: Item, model: ModelGraph, buckets: Buckets) -> EngineDraw | None:
     """Return what a device of an instance draws while the bucket that fills it most keeps it busy.
 
-    Requests in flight are arrivals times the time that each stays (Little's law).
+    Requests in flight are arrivals times the time that each stays (Little's law). No device draws more than
+    its cap.
     """
     if item.offer.device.tdp_w is None:
         return None
     served = (item.rate_per_s > 0) & np.isfinite(item.rate_per_s)
     stay_s = np.where(served, item.ttft_s + buckets.output_tokens * item.tpot_s, 0.0)
     flight = np.where(served, item.rate_per_s, 0.0) * np.where(np.isfinite(stay_s), stay_s, 0.0)
-    return engine_draw(
+    draw = engine_draw(
         model,
         item.offer.device,
         item.role,
@@ -201,3 +239,4 @@ def item_draw(item: Item, model: ModelGraph, buckets: Buckets) -> EngineDraw | N
         batch=float(flight.max(initial=1.0)),
         output_tokens=float(np.average(buckets.output_tokens, weights=buckets.rate_per_s)),
     )
+    return draw if item.cap is None else replace(draw, watts=min(draw.watts, item.cap.cap_w))

@@ -89,6 +89,7 @@ def _entry(solved: SolvedFleet, slot: Slot, i: int) -> MixEntry:
         load_frac=float(served.sum() / max(1.0 + headroom, 1.0) / solution.count[i]),
         model=slot.demand.name if len(solved.fleet.slots) > 1 else None,
         watts_per_device=None if item.draw is None else item.draw.watts,
+        cap=item.cap,
     )
 
 

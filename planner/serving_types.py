@@ -8,6 +8,7 @@ from pydantic import ConfigDict
 
 from planner.facility import SiteEnergy
 from planner.plan import Check
+from planner.serving_caps import PowerCap
 
 __all__ = [
     "FleetStrategy",
@@ -45,6 +46,8 @@ class MixEntry:
     """Where the fleet serves several."""
     watts_per_device: float | None = None
     """Mean draw of a busy device; null where its power is unknown."""
+    cap: PowerCap | None = None
+    """Of every device; null where none is set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

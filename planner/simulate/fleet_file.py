@@ -6,14 +6,14 @@ profile (``profile``: path and prefix of its tables), or fitted coefficients (``
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from hardware.errors import SpecError
 from hardware.schema import read_yaml, validate
@@ -22,6 +22,7 @@ from planner.simulate.fleet import EngineSpec, Failure, Fleet, Link, Pool, React
 from planner.simulate.layer_profile import read_layer_profile
 from planner.simulate.routers import ROUTERS
 from planner.simulate.settings import POLICIES, EngineSettings, Preemption, Role, Speculation
+from planner.simulate.slowed_timer import capped_engine
 from planner.simulate.timing import AffineTimer, StepTimer
 
 __all__ = ["EngineEntry", "FleetFile", "PoolEntry", "fleet_from_file", "read_fleet"]
@@ -83,6 +84,10 @@ class EngineEntry:
     max_decode_context_tokens: int | None = None
     speculative_tokens: int = 0
     acceptance_frac: float = 0.0
+    prefill_frac: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Throughput of prompts that a power cap leaves, over that without one."""
+    decode_frac: Annotated[float, Field(gt=0, le=1)] = 1.0
+    cap_w: Watts | None = None
     lora_rank: int = 0
     num_adapters: int = 0
     role: Role = Role.BOTH
@@ -231,19 +236,17 @@ def _pool(entry: PoolEntry, folder: Path, catalogs: tuple[str, ...]) -> Pool:
     rule = entry.reactive
     return Pool(
         name=entry.name,
-        engine=_engine(entry.engine, folder, catalogs),
+        engine=capped_engine(
+            _engine(entry.engine, folder, catalogs),
+            cap_w=entry.engine.cap_w,
+            prefill_frac=entry.engine.prefill_frac,
+            decode_frac=entry.engine.decode_frac,
+        ),
         count=entry.count,
         min_count=entry.min_count,
         max_count=entry.max_count,
         schedule=tuple(ScheduledCount(at_s=at, count=count) for at, count in entry.schedule),
-        reactive=None
-        if rule is None
-        else Reactive(
-            interval_s=rule.interval_s,
-            add_above=rule.add_above,
-            remove_below=rule.remove_below,
-            step=rule.step,
-        ),
+        reactive=None if rule is None else Reactive(**{f.name: getattr(rule, f.name) for f in fields(rule)}),
         start_up_s=entry.start_up_s,
     )
 

@@ -117,6 +117,8 @@ def _pool_entry(part: dict[str, Any], request: dict[str, Any], stack: str) -> di
         engine["acceptance_frac"] = Speculation.keeping(
             drafts, float(request.get("accepted_tokens", 0.0))
         ).acceptance_frac
+    if part.get("cap"):
+        engine |= {name: part["cap"][name] for name in ("cap_w", "prefill_frac", "decode_frac")}
     return {"name": part["name"], "count": part["count"], "engine": engine | config}
 
 
