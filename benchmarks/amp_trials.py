@@ -1,6 +1,6 @@
 """Rank AMP's measured DeepSpeed trials by a pipeline model over its profiled layer times.
 
-Run ``python benchmarks/amp_trials.py`` beside a checkout of the shared measurements. AMP's own cost model
+Run ``python -m benchmarks.amp_trials`` beside a checkout of the shared measurements. AMP's own cost model
 ranks the trials that ran with Spearman 0.935 / 0.394 / 0.853; its first choice is 10 / 15 / 0 % off the best.
 
 A stage takes, per micro-batch of b sequences at tensor degree t, with w its profiled forward time at degree 1
@@ -8,10 +8,17 @@ and c what its profile at degree t has beyond w / t (the collectives),
 
     3 g w / t (o + (1 - o) b) + 2 g c (p + (1 - p) b) + k,
 
-plus what crosses its cuts; the flush and the gradient ring follow. Six coefficients are fitted per cluster,
-and every shape (tensor degree, stages) is predicted from coefficients fitted without it. Whether a GPT-2
-trial fits 16 GB comes from its sizes: 16 bytes per parameter, s b h (34 + 5 a s / h) / t per layer in flight
-(Korthikanti et al., arXiv 2205.05198) and 10 bytes per logit; TransGAN's sizes are not in the data.
+plus its hops: b activations from every replica of the host through the host's one NIC, and at t > 1 a fixed
+time q, because DeepSpeed then cuts what it sends into parts and gathers them again behind the hop. Gradient
+rings of the t tensor ranks of a host share its NIC too; a ring inside a host takes its own links. Seven
+coefficients are fitted per cluster, and every shape (tensor degree, stages) is predicted from coefficients
+fitted without it.
+
+A trial counts as runnable if every stage holds a transformer block (what `plan train` demands of a stage) and
+its fullest stage fits by the planner's rule: usable memory, runtime, allocator slack and a 99 % margin. Its
+bytes: 16 per parameter, s b h (34 + 5 a s / h) / t per layer in flight (Korthikanti et al., arXiv 2205.05198)
+and 10 per logit. TransGAN's sizes are not in the data: its blocks of the first resolution count as 1,024
+wide, and what one of its last blocks keeps per image is read from which trials of other shapes ran.
 """
 
 import csv
@@ -23,11 +30,25 @@ from pathlib import Path
 
 import numpy as np
 
+from costmodels.memory import memory_coefficients, usable_bytes
+from hardware.catalog import find_device
+
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "placement" / "amp"
 EXPERIMENTS = {"homogeneous": 0.935, "het_cluster": 0.394, "het_model": 0.853}
 SEQ, HIDDEN, HEADS, VOCAB, BLOCKS = 1024, 1024, 16, 52256, 24
-FAST_NETWORK, SLOW_NETWORK, IN_HOST = 6.25e9, 1.25e9, 8e9
-LIMIT_BYTES = 15e9
+HOSTS = {
+    "homogeneous": ("G4",) * 4,
+    "het_cluster": ("P3", "P3", "P3", "G4"),
+    "het_model": ("P3",) * 4,
+}
+NETWORK = {"G4": 6.25e9, "P3": 1.25e9}
+"""g4dn.12xlarge: 50 Gb/s, p3.8xlarge: 10 Gb/s (rated)."""
+IN_HOST = {"G4": 7.9e9, "P3": 50e9}
+"""PCIe 3.0 x8 of a T4, two NVLinks of a V100 (rated)."""
+DEVICE = {"G4": "t4", "P3": "v100-16gb"}
+SAFE_DEVIATIONS = 2.326
+FIRST_BLOCKS, LAST_BLOCKS = range(3, 15), range(41, 53)
+"""TransGAN's layers that are transformer blocks, at the first and at the last resolution."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,58 +96,140 @@ def read_profiles():
     }
 
 
+def stage_hosts(trial, stage):
+    """Return the kinds of host that hold a stage; every host has four devices."""
+    per_stage = trial.dp * trial.tp
+    first, last = stage * per_stage // 4, ((stage + 1) * per_stage - 1) // 4
+    return HOSTS[trial.experiment][first : last + 1]
+
+
+def network(kinds):
+    """Return the rate of the slowest NIC among hosts."""
+    return min(NETWORK[kind] for kind in kinds)
+
+
+def hop_s(trial, stage, hop, parts):
+    """Return the time behind a stage: all replicas of a host send through its NIC."""
+    per_stage = trial.dp * trial.tp
+    size = trial.micro_batch * SEQ * HIDDEN * 4 * hop
+    ends = stage_hosts(trial, stage)[-1], stage_hosts(trial, stage + 1)[0]
+    if per_stage >= 4 or (stage + 1) * per_stage % 4 == 0:
+        moved = size * min(trial.dp, max(1, 4 // trial.tp)) / network(ends)
+    else:
+        moved = size / IN_HOST[ends[0]]
+    return moved + (parts if trial.tp > 1 else 0.0)
+
+
+def ring_s(trial, stage):
+    """Return the gradient reduction of a stage; the rings of a host's tensor ranks share its NIC."""
+    kinds = stage_hosts(trial, stage)
+    rate = network(kinds) / trial.tp if len(kinds) > 1 else IN_HOST[kinds[0]]
+    return 2 * (trial.dp - 1) / trial.dp * 4 * stage_params(trial, stage) / trial.tp / rate
+
+
+def stage_params(trial, stage):
+    """Return the parameters of a stage's blocks and ends."""
+    low, high = trial.cuts[stage : stage + 2]
+    if trial.experiment == "het_model":
+        return 12 * HIDDEN**2 * sum(layer in FIRST_BLOCKS for layer in range(low, high))
+    blocks = max(0, min(high, 2 + BLOCKS) - max(low, 2))
+    return 12 * HIDDEN**2 * blocks + VOCAB * HIDDEN * ((low == 0) + (high == trial.cuts[-1]))
+
+
 def step_s(trial, coefficients, profiles):
     """Return the predicted step time."""
-    scale, fixed_share, comm_share, overhead, hop, ring = np.exp(coefficients)
+    scale, fixed_share, comm_share, overhead, hop, ring, parts = np.exp(coefficients)
     fixed_share, comm_share = min(fixed_share, 0.99), min(comm_share, 0.99)
     b, t = trial.micro_batch, trial.tp
-    network = FAST_NETWORK if trial.experiment == "homogeneous" else SLOW_NETWORK
-    per_stage = trial.dp * t
+    model = "transgan" if trial.experiment == "het_model" else "gpt2"
     slots = []
     for i, (low, high) in enumerate(pairwise(trial.cuts)):
-        name = "transgan_P3" if trial.experiment == "het_model" else host_profile(trial, i, per_stage)
-        alone = profiles[name, 1][low:high].sum()
-        comm = max(profiles[name, t][low:high].sum() - alone / t, 0.0)
-        compute = 3 * scale * alone / t * (fixed_share + (1 - fixed_share) * b)
-        slots.append(compute + 2 * scale * comm * (comm_share + (1 - comm_share) * b) + overhead)
-    ends = [(i + 1) * per_stage % 4 == 0 or per_stage >= 4 for i in range(trial.pp - 1)]
-    hops = [b * SEQ * HIDDEN * 4 * hop / (network if out else IN_HOST) for out in ends]
+        slowest = 0.0
+        for kind in set(stage_hosts(trial, i)):
+            alone = profiles[f"{model}_{kind}", 1][low:high].sum()
+            comm = max(profiles[f"{model}_{kind}", t][low:high].sum() - alone / t, 0.0)
+            compute = 3 * scale * alone / t * (fixed_share + (1 - fixed_share) * b)
+            slowest = max(slowest, compute + 2 * scale * comm * (comm_share + (1 - comm_share) * b))
+        slots.append(slowest + overhead)
+    hops = [hop_s(trial, i, hop, parts) for i in range(trial.pp - 1)]
     busy = np.array(slots) + np.array([*hops, 0.0]) + np.array([0.0, *hops])
     flush = (trial.num_micro_batches - 1) * busy.max() + busy.sum()
-    gradients = 4 * 406e6 / (t * trial.pp)
-    rate = network if per_stage > 4 else IN_HOST
-    return flush + ring * 2 * (trial.dp - 1) / trial.dp * gradients / rate
-
-
-def host_profile(trial, stage, per_stage):
-    """Return the slowest host of a stage: all T4, or T4 in the first of four hosts and V100 in the others."""
-    first = stage * per_stage // 4
-    return "gpt2_G4" if trial.experiment == "homogeneous" or first == 0 else "gpt2_P3"
+    return flush + ring * max(ring_s(trial, i) for i in range(trial.pp))
 
 
 def fit(trials, profiles):
-    """Return the coefficients that fit the logarithms of the measured times."""
+    """Return the coefficients that fit the logarithms of the measured times, from two starts."""
     from scipy.optimize import least_squares
 
     def residuals(coefficients):
         return [np.log(step_s(trial, coefficients, profiles) / trial.measured_s) for trial in trials]
 
-    start = np.log([0.9, 0.2, 0.4, 0.01, 1.0, 0.6])
-    return least_squares(residuals, start, loss="soft_l1", f_scale=0.1).x
+    starts = [np.log([0.9, 0.2, 0.4, 0.01, 1.0, 0.6, parts]) for parts in (0.001, 0.05)]
+    found = [least_squares(residuals, start, loss="soft_l1", f_scale=0.1) for start in starts]
+    return min(found, key=lambda fitted: fitted.cost).x
 
 
-def memory_bytes(trial):
-    """Return the predicted peak of a GPT-2 trial's fullest stage."""
+def limit_bytes(trial):
+    """Return what fits with 99 % probability on the smaller device, runtime taken off."""
+    constants = memory_coefficients("deepspeed")
+    usable = min(usable_bytes(find_device(DEVICE[kind])) for kind in HOSTS[trial.experiment])
+    return usable * np.exp(-SAFE_DEVIATIONS * constants.sigma) - constants.runtime_bytes
+
+
+def gpt_bytes(trial):
+    """Return the predicted peak of a GPT-2 trial's fullest stage, runtime left out."""
+    slack = 1 + memory_coefficients("deepspeed").slack_frac
     most = 0.0
     for i, (low, high) in enumerate(pairwise(trial.cuts)):
         blocks = max(0, min(high, 2 + BLOCKS) - max(low, 2))
-        ends = VOCAB * HIDDEN * ((low == 0) + (high == trial.cuts[-1]))
-        states = 16 * (12 * HIDDEN**2 * blocks + ends) / trial.tp
+        states = 16 * stage_params(trial, i) / trial.tp
         in_flight = min(trial.num_micro_batches, trial.pp - i) * trial.micro_batch
         kept = SEQ * HIDDEN * (34 + 5 * HEADS * SEQ / HIDDEN) * blocks * in_flight / trial.tp
         logits = 10 * SEQ * VOCAB * trial.micro_batch / trial.tp if high == trial.cuts[-1] else 0.0
-        most = max(most, states + kept + logits)
+        most = max(most, states + slack * (kept + logits))
     return most
+
+
+def gan_bytes(trial, block_bytes):
+    """Return the peak of a TransGAN trial's fullest stage; windows of attention are not split by tp."""
+    most = 0.0
+    for i, cut in enumerate(pairwise(trial.cuts)):
+        states = 16 * stage_params(trial, i) / trial.tp
+        in_flight = min(trial.num_micro_batches, trial.pp - i) * trial.micro_batch
+        last = sum(layer in LAST_BLOCKS for layer in range(*cut))
+        most = max(most, states + block_bytes * in_flight * last)
+    return most
+
+
+def fitted_block_bytes(trials):
+    """Return what one of TransGAN's last blocks keeps per image: the largest that sorts most trials right."""
+    candidates = np.geomspace(1e8, 2e9, 120)
+    ran = np.array([np.isfinite(trial.measured_s) for trial in trials])
+    wrong = [
+        np.count_nonzero(ran != [gan_bytes(trial, size) <= limit_bytes(trial) for trial in trials])
+        for size in candidates
+    ]
+    return float(candidates[np.array(wrong) == min(wrong)].max())
+
+
+def is_runnable(trial, others):
+    """Return whether a trial should run; `others` are trials of other shapes with what became of them."""
+    blocks = set(range(2, 2 + BLOCKS)) if trial.experiment != "het_model" else {*FIRST_BLOCKS, *LAST_BLOCKS}
+    if not all(blocks & set(range(*cut)) for cut in pairwise(trial.cuts)):
+        return False
+    if trial.experiment == "het_model":
+        return gan_bytes(trial, fitted_block_bytes(others)) <= limit_bytes(trial)
+    return gpt_bytes(trial) <= limit_bytes(trial)
+
+
+def predicted_s(trials, profiles):
+    """Return the predicted step of every trial, coefficients fitted without its shape."""
+    found = {}
+    for shape in sorted({(trial.tp, trial.pp) for trial in trials}):
+        known = [r for r in trials if (r.tp, r.pp) != shape and np.isfinite(r.measured_s)]
+        coefficients = fit(known, profiles)
+        found |= {m: step_s(m, coefficients, profiles) for m in trials if (m.tp, m.pp) == shape}
+    return found
 
 
 def main():
@@ -140,22 +243,19 @@ def main():
     for experiment, earlier in EXPERIMENTS.items():
         mine = [trial for trial in trials if trial.experiment == experiment]
         ran = [trial for trial in mine if np.isfinite(trial.measured_s)]
-        predicted = {}
-        for shape in sorted({(trial.tp, trial.pp) for trial in mine}):
-            coefficients = fit([r for r in ran if (r.tp, r.pp) != shape], profiles)
-            predicted |= {m: step_s(m, coefficients, profiles) for m in mine if (m.tp, m.pp) == shape}
+        predicted = predicted_s(mine, profiles)
         held_out = spearmanr([predicted[r] for r in ran], [r.measured_s for r in ran]).statistic
         seen = fit(ran, profiles)
-        again = [step_s(r, seen, profiles) for r in ran]
-        fitted = spearmanr(again, [r.measured_s for r in ran]).statistic
-        kept = mine if experiment == "het_model" else [m for m in mine if memory_bytes(m) <= LIMIT_BYTES]
+        fitted = spearmanr([step_s(r, seen, profiles) for r in ran], [r.measured_s for r in ran]).statistic
+        kept = [m for m in mine if is_runnable(m, [o for o in mine if (o.tp, o.pp) != (m.tp, m.pp)])]
         order = sorted(kept, key=predicted.__getitem__)
-        best = min(r.measured_s for r in ran)
-        failed = sum(not np.isfinite(trial.measured_s) for trial in order[:10])
+        best, first = min(r.measured_s for r in ran), order[0].measured_s
+        failed = [sum(not np.isfinite(trial.measured_s) for trial in order[:n]) for n in (10, len(order))]
         print(f"{experiment}: {len(ran)} of {len(mine)} ran; Spearman {held_out:.3f}, shape held out,")
-        first = order[0].measured_s
-        print(f"  {fitted:.3f} fitted (AMP {earlier}); first choice {first:.2f} s, best {best:.2f} s;")
-        print(f"  failed runs in the top ten: {failed}")
+        print(f"  {fitted:.3f} fitted (AMP {earlier}); first choice {first:.2f} s, best {best:.2f} s")
+        print(f"  ({100 * (first / best - 1):.0f} % off); failed runs in the top ten {failed[0]}, ")
+        print(f"  in all {len(order)} that are called runnable {failed[1]}; "
+              f"ran though called unfit {sum(r not in kept for r in ran)}")  # fmt: skip
     return 0
 
 
