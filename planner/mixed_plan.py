@@ -103,18 +103,18 @@ def best_mixed_pipelines(
 
     Parameters
     ----------
-    attained : measured speed of each group relative to the others, by index, where it was measured; replaces
-        the predicted ratio of their compute.
+    attained : measured speed of a device of each group, by index, in any unit; the fastest group keeps its
+        predicted time and the others are slower by what was measured instead of what is predicted.
     """
     found = []
     shapes = list(_shapes(job, cluster, micro_batches, recomputes))
-    costs = _group_costs(job, cluster, shapes)
+    costs = _as_attained(_group_costs(job, cluster, shapes), attained or {})
     for shape in shapes:
         strategy, layout = shape
         known = [costs.get((group, tp, stages, strategy)) for group, tp, stages in layout]
         if any(entry is None for entry in known):
             continue
-        pipeline = _pipeline(job, cluster, strategy, layout, [e for e in known if e], attained or {})
+        pipeline = _pipeline(job, cluster, strategy, layout, [e for e in known if e])
         if pipeline is not None:
             found.append(pipeline)
     found.sort(key=lambda p: (p.step_s, p.strategy.pp, tuple(s.num_layers for s in p.stages)))
@@ -127,6 +127,8 @@ def best_mixed_pipelines(
     return tuple(best)
 
 
+GroupCosts = dict[tuple[int, int, int, Strategy], _GroupCosts]
+"""By (group, tensor degree, stages, strategy)."""
 Layout = tuple[tuple[int, int, int], ...]
 """(group, tensor degree, stages) in pipeline order."""
 
@@ -169,14 +171,14 @@ def _orders(choice: tuple[tuple[int, int], ...]) -> Iterator[Layout]:
 
 def _group_costs(
     job: TrainingJob, cluster: Cluster, shapes: list[tuple[Strategy, Layout]]
-) -> dict[tuple[int, int, int, Strategy], _GroupCosts]:
+) -> GroupCosts:
     """Return the costs of every group under every strategy that some shape gives it, one table per group."""
     wanted: dict[int, dict[tuple[int, int, Strategy], Strategy]] = {}
     for strategy, layout in shapes:
         for group, tp, stages in layout:
             alone = replace(strategy, tp=tp, sequence_parallel=tp > 1)
             wanted.setdefault(group, {})[tp, stages, strategy] = alone
-    found: dict[tuple[int, int, int, Strategy], _GroupCosts] = {}
+    found: GroupCosts = {}
     for group, entries in wanted.items():
         rows = list(dict.fromkeys(entries.values()))
         table = evaluate(job, cluster.group_cluster(group), ConfigTable.from_strategies(rows))
@@ -208,22 +210,33 @@ def _group_costs(
     return found
 
 
+def _as_attained(costs: GroupCosts, attained: dict[int, float]) -> GroupCosts:
+    """Return the costs with the measured ratios of the groups' speeds in place of the predicted ones."""
+    if not attained:
+        return costs
+    device_s: dict[int, float] = {}
+    for (group, tp, _, strategy), entry in costs.items():
+        whole_s = entry.layer_s * tp / strategy.micro_batch
+        device_s[group] = min(whole_s, device_s.get(group, np.inf))
+    fastest = max(device_s, key=lambda group: (attained[group], -group))
+    slower = {
+        group: device_s[fastest] / device_s[group] * attained[fastest] / attained[group] for group in device_s
+    }
+    return {key: replace(entry, layer_s=entry.layer_s * slower[key[0]]) for key, entry in costs.items()}
+
+
 def _pipeline(
     job: TrainingJob,
     cluster: Cluster,
     strategy: Strategy,
     layout: Layout,
     costs: list[_GroupCosts],
-    attained: dict[int, float],
 ) -> MixedPipeline | None:
     """Return the pipeline with its best layer split, None if no split fits in memory."""
     groups = [index for index, (_, _, stages) in enumerate(layout) for _ in range(stages)]
     num_layers = job.model.num_layers
     num_micro_batches = job.global_batch // (strategy.dp * strategy.micro_batch)
     layer_s = np.array([costs[g].layer_s for g in groups])
-    if attained:
-        speed = np.array([attained[layout[g][0]] for g in groups])
-        layer_s = float(np.mean(layer_s)) * float(np.mean(speed)) / speed
     share = layer_s + np.array([costs[g].gradient_s for g in groups]) / num_micro_batches
     limits = np.array([_limit_bytes(job, cluster, layout[g][0]) for g in groups])
     per_layer = np.array([costs[g].peak_bytes for g in groups])
