@@ -129,7 +129,7 @@ def gpt(name, hidden, num_layers, num_heads):
 
 
 HOLMES_STACK = "megascale"
-"""Megatron-LM of 2023 with flash attention and overlapped gradients, as Holmes' own framework overlaps them."""
+"""Megatron-LM of 2023 with flash attention and overlapped gradients, as Holmes' own framework has them."""
 
 
 def island_alone_s(job, base, num_nodes, fabric):

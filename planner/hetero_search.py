@@ -20,7 +20,7 @@ from hardware.errors import OutOfDomainError
 from solvers.outcome import Outcome, Status
 from solvers.stage_split import StageSplitProblem, solve_stage_split
 
-__all__ = ["HeteroFleet", "best_hetero_plan"]
+__all__ = ["HeteroFleet", "best_hetero_plan", "num_candidates"]
 
 _MAX_STAGES = 4
 _MAX_TYPED_STAGES = 2
@@ -94,6 +94,11 @@ def best_hetero_plan(
         bound=min(bound if queue else best_s, best_s),
         wall_s=wall_s,
     )
+
+
+def num_candidates(fleet: HeteroFleet, model: HeteroModel) -> int:
+    """Return how many combinations of types, degrees, replicas and micro-batches the space holds."""
+    return sum(1 for _ in _candidates(fleet, model))
 
 
 def _candidates(fleet: HeteroFleet, model: HeteroModel) -> Iterator[_Candidate]:

@@ -169,9 +169,7 @@ def _orders(choice: tuple[tuple[int, int], ...]) -> Iterator[Layout]:
     yield from permutations(entries)
 
 
-def _group_costs(
-    job: TrainingJob, cluster: Cluster, shapes: list[tuple[Strategy, Layout]]
-) -> GroupCosts:
+def _group_costs(job: TrainingJob, cluster: Cluster, shapes: list[tuple[Strategy, Layout]]) -> GroupCosts:
     """Return the costs of every group under every strategy that some shape gives it, one table per group."""
     wanted: dict[int, dict[tuple[int, int, Strategy], Strategy]] = {}
     for strategy, layout in shapes:

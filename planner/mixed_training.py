@@ -1,7 +1,7 @@
 """The training flow on a cluster of unlike groups: pipelines across them, against every simpler way."""
 
 import time
-from itertools import combinations, pairwise
+from itertools import pairwise
 from math import ceil
 
 import numpy as np
@@ -10,12 +10,10 @@ from costmodels.feasibility import fits_probability
 from costmodels.job import TrainingJob
 from costmodels.local_updates import local_update_cost
 from costmodels.memory import memory_coefficients, usable_bytes
-from costmodels.stacks import find_stack
-from costmodels.strategy import ConfigTable
-from costmodels.training import evaluate, rated_peak_flops_per_s
+from costmodels.training import rated_peak_flops_per_s
 from hardware.cluster import Cluster
 from hardware.errors import InfeasibleError, InputError
-from planner.fit import memory_of
+from planner.island_plan import averaging_s, best_alone, group_name
 from planner.mixed_plan import MixedPipeline, best_mixed_pipelines
 from planner.plan import (
     Check,
@@ -31,14 +29,9 @@ from planner.plan import (
 from planner.plan_io import plan_document
 from planner.provenance import training_provenance
 from planner.ranks import host_names
-from planner.request import TrainRequest, allowed_values
-from planner.search import search_space
-from planner.space import training_space
+from planner.request import TrainRequest, group_speeds
 
 __all__ = ["plan_mixed_training"]
-
-_REDUCED_BYTES = 4.0
-"""Models are averaged in fp32."""
 
 
 def plan_mixed_training(
@@ -63,14 +56,16 @@ def plan_mixed_training(
         )
         raise InputError(message)
     started = time.monotonic()
-    pipelines = best_mixed_pipelines(job, cluster, top=request.top)
+    attained = group_speeds(request, cluster)
+    pipelines = best_mixed_pipelines(job, cluster, top=request.top, attained=attained)
     if not pipelines:
         message = (
             f"no pipeline over the groups of {cluster.name} fits in memory; add nodes or shorten sequences"
         )
         raise InfeasibleError(message, ("memory of every stage",))
     mixed = [_plan(pipeline, job, cluster) for pipeline in pipelines]
-    plans = tuple(sorted([*mixed, *flat], key=lambda plan: plan.predicted.step_s)[: request.top])
+    even = () if attained else flat  # a flat cluster is predicted with all groups equally fast
+    plans = tuple(sorted([*mixed, *even], key=lambda plan: plan.predicted.step_s)[: request.top])
     return PlanFile(
         kind="train",
         request=plan_document(request),
@@ -97,7 +92,7 @@ def _plan(pipeline: MixedPipeline, job: TrainingJob, cluster: Cluster) -> Traini
     placement = _placement(pipeline, cluster)
     stages = tuple(
         PlannedStage(
-            group=_group_name(cluster, stage.group),
+            group=group_name(cluster, stage.group),
             tp=stage.tp,
             num_layers=stage.num_layers,
             peak_memory_bytes=stage.peak_memory_bytes,
@@ -111,10 +106,6 @@ def _plan(pipeline: MixedPipeline, job: TrainingJob, cluster: Cluster) -> Traini
         certificate=_certificate(pipeline, predicted, placement, job, cluster),
         stages=stages,
     )
-
-
-def _group_name(cluster: Cluster, index: int) -> str:
-    return cluster.groups[index].name or f"{index}"
 
 
 def _prediction(pipeline: MixedPipeline, job: TrainingJob, cluster: Cluster) -> TrainingPrediction:
@@ -232,16 +223,21 @@ def _diagnostics(
 ) -> tuple[str, ...]:
     notes = [f"software stack {job.stack}: kernels, launch overheads and overlap are those of this stack"]
     notes.append(f"pipeline over all groups: {best.step_s:.3g} s per step")
+    if request.attained:
+        speeds = ", ".join(f"{name} {speed:g}" for name, speed in sorted(request.attained.items()))
+        notes.append(f"layers are dealt by the measured speeds {speeds}; groups alone are as predicted")
     times: list[float | None] = []
     for index, group in enumerate(cluster.groups):
-        alone = _alone_s(request, job, cluster.group_cluster(index))
+        found = best_alone(request, job, cluster.group_cluster(index))
+        alone = None if found is None else float(found[1].step_s[0])
         times.append(alone)
-        name = _group_name(cluster, index)
+        name = group_name(cluster, index)
         took = "does not fit in memory" if alone is None else f"{alone:.3g} s per step"
         faster = " and is faster: leave the others out" if alone is not None and alone < best.step_s else ""
         notes.append(f"group {name} alone ({group.num_devices} devices): {took}{faster}")
     if len({group.node.device.name for group in cluster.groups}) == 1:
         took = f"{flat[0].predicted.step_s:.3g} s per step" if flat else "does not fit in memory"
+        took += ", were all groups as fast as predicted" if flat and request.attained else ""
         notes.append(f"all groups as one cluster over the network that they share: {took}")
     return (*notes, *_local_update_note(job, cluster, times))
 
@@ -252,36 +248,11 @@ def _local_update_note(job: TrainingJob, cluster: Cluster, alone_s: list[float |
     if len(known) < len(alone_s):
         return []
     island_s = 1.0 / sum(1.0 / time_s for time_s in known)
-    rate = min(
-        cluster.bytes_per_s_between(i, j) * min(cluster.groups[i].num_devices, cluster.groups[j].num_devices)
-        for i, j in combinations(range(len(known)), 2)
-    )
-    reduce_s = 2.0 * _REDUCED_BYTES * job.model.num_params / rate
+    reduce_s = averaging_s(job, cluster)
     steps = max(1, ceil(reduce_s / island_s))
     cost = local_update_cost((island_s,), reduce_s, local_steps=steps, overlapped=True)
     return [
         f"option, not taken: averaging models every {steps} steps under the next round (CO2) would take "
         f"{cost.step_s:.3g} s per step; it changes the algorithm, "
-        f"updates arrive {cost.staleness_steps} steps late"
+        f"updates arrive {cost.staleness_steps} steps late (local_steps: {steps} takes it)"
     ]
-
-
-def _alone_s(request: TrainRequest, job: TrainingJob, cluster: Cluster) -> float | None:
-    """Return the best step time of ordinary strategies on a cluster taken as one, None if nothing fits."""
-    found = search_space(
-        training_space(
-            job,
-            world=cluster.num_devices,
-            levels=cluster.levels,
-            flash_attention=find_stack(job.stack).flash,
-            allow=allowed_values(request),
-        ),
-        memory=memory_of(job, cluster),
-        evaluate=lambda configs: evaluate(job, cluster, configs),
-        top=1,
-        min_probability=request.min_fits_probability,
-    )
-    if found.nearest is not None or not len(found.best):
-        return None
-    costs = evaluate(job, cluster, ConfigTable.from_strategies([found.best.strategy(0)]))
-    return float(costs.step_s[0])

@@ -18,9 +18,12 @@ __all__ = [
     "Check",
     "Excluded",
     "FrontPoint",
+    "LocalUpdates",
     "Placement",
     "PlanFile",
+    "PlannedIsland",
     "PlannedRank",
+    "PlannedSeats",
     "PlannedStage",
     "Provenance",
     "Search",
@@ -163,6 +166,17 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedSeats:
+    """Replicas of one stage that one group of the cluster holds."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _FILE
+
+    group: str
+    tp: int
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedStage:
     """One pipeline stage of a plan whose stages differ."""
 
@@ -173,6 +187,41 @@ class PlannedStage:
     tp: int
     num_layers: int
     peak_memory_bytes: float
+    seats: tuple[PlannedSeats, ...] = ()
+    """Where groups share the stage's replicas, in their order; empty where `group` holds all of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedIsland:
+    """What one group does between two averagings of the model."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _FILE
+
+    group: str
+    strategy: FileStrategy
+    global_batch: int
+    """Sequences of the global batch that this group takes per step."""
+    step_s: float
+    peak_memory_bytes: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalUpdates:
+    """Islands that train alone and average their models now and then; another algorithm, never unasked."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _FILE
+
+    local_steps: int
+    """Optimizer steps between two averagings."""
+    overlapped: bool
+    """Whether the averaging runs under the next round."""
+    staleness_steps: int
+    """Age of the other islands' updates when they arrive."""
+    reduce_s: float
+    """Time of one averaging over the joining links."""
+    exposed_s: float
+    """What of it every step still waits for, on average."""
+    islands: tuple[PlannedIsland, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +236,8 @@ class TrainingPlan:
     certificate: tuple[Check, ...]
     stages: tuple[PlannedStage, ...] = ()
     """Of a cluster of unlike groups; empty where all stages are alike."""
+    local_updates: LocalUpdates | None = None
+    """Where islands average models instead of reducing gradients; `strategy` is then the first island's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 Keys of the file and flags have the same names (`seq_len` in the file, `--seq-len` on the command line).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,11 +14,19 @@ from pydantic import ConfigDict, Field
 from costmodels.job import TrainingJob
 from costmodels.strategy import Recompute, Strategy
 from hardware.cluster import Cluster
-from hardware.errors import PlannerError, SpecError
+from hardware.errors import InputError, PlannerError, SpecError
 from hardware.schema import read_yaml, validate
 from planner.facility import FacilityOption
 
-__all__ = ["DEFAULT_STACK", "TrainRequest", "allowed_values", "read_train_request", "resolve"]
+__all__ = [
+    "DEFAULT_STACK",
+    "TrainRequest",
+    "allowed_values",
+    "group_speeds",
+    "named_speeds",
+    "read_train_request",
+    "resolve",
+]
 
 DEFAULT_STACK = "megatron-core"
 
@@ -59,6 +67,14 @@ class TrainRequest:
     """What all devices together may draw; every device is capped at its share."""
     facility: FacilityOption | None = None
     """The site whose hosts, cooling, electricity and carbon are counted too; null for devices alone."""
+    attained: Mapping[str, Annotated[float, Field(gt=0)]] = field(default_factory=dict)
+    """Measured speed of a device of each group, by its name, in any unit; replaces predicted ratios."""
+    local_steps: Count | None = None
+    """Groups train alone and average their models every so many steps; changes the algorithm."""
+    local_overlap: bool = True
+    """The averaging of `local_steps` runs under the next round, and models are one round older."""
+    layer_profiles: str | None = None
+    """YAML file that names measured layer times of the model on the cluster's groups."""
     catalog: tuple[str, ...] = ()
     """Folders with further devices, nodes and clusters."""
 
@@ -98,6 +114,44 @@ def allowed_values(request: TrainRequest) -> dict[str, tuple[int, ...]]:
     if problems:
         raise SpecError("request", problems)
     return found
+
+
+def named_speeds(words: Sequence[str]) -> dict[str, str] | None:
+    """Return ``GROUP=SPEED`` words as a mapping, None for no words.
+
+    Raises
+    ------
+    InputError
+        naming the word that is none, or the group that comes twice.
+    """
+    found: dict[str, str] = {}
+    for word in words:
+        name, equals, speed = word.partition("=")
+        if not equals or not name or name in found:
+            message = f"attained: {word!r} is not GROUP=SPEED (for example infiniband=197), each group once"
+            raise InputError(message)
+        found[name] = speed
+    return found or None
+
+
+def group_speeds(request: TrainRequest, cluster: Cluster) -> dict[int, float]:
+    """Return `request.attained` by the index of the group; empty where nothing was measured.
+
+    Raises
+    ------
+    InputError
+        if it does not name exactly the groups of the cluster.
+    """
+    if not request.attained:
+        return {}
+    names = [group.name or str(index) for index, group in enumerate(cluster.groups)]
+    if set(request.attained) != set(names) or len(names) == 1:
+        message = (
+            f"attained: names {', '.join(sorted(request.attained))}; cluster {cluster.name} has the groups "
+            f"{', '.join(names)}, and each of at least two needs a speed"
+        )
+        raise InputError(message)
+    return {index: request.attained[name] for index, name in enumerate(names)}
 
 
 def _tried(problems: list[PlannerError], call: Callable[[], T]) -> T | None:

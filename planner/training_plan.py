@@ -12,16 +12,18 @@ from hardware.errors import InfeasibleError, InputError
 from planner.certificate import training_certificate
 from planner.facility import facility_note
 from planner.fit import memory_of
+from planner.island_plan import plan_local_updates
 from planner.mixed_training import plan_mixed_training
 from planner.placement_plan import planned_placement
 from planner.plan import FrontPoint, Placement, PlanFile, Search, TrainingPlan
 from planner.plan_io import plan_document
 from planner.power_objective import power_view
 from planner.prediction import training_diagnostics, training_prediction
+from planner.profiled_plan import plan_profiled
 from planner.provenance import training_provenance
 from planner.ranks import default_placement
 from planner.remedy import no_strategy, nothing_fits
-from planner.request import TrainRequest, allowed_values, resolve
+from planner.request import TrainRequest, allowed_values, group_speeds, resolve
 from planner.search import search_space
 from planner.space import training_space
 
@@ -44,6 +46,11 @@ def plan_training(request: TrainRequest) -> PlanFile[TrainingPlan]:
             "objective, power_budget_w, facility: a cluster of unlike groups is planned for throughput alone"
         )
         raise InputError(message)
+    group_speeds(request, cluster)
+    if request.layer_profiles is not None:
+        return plan_profiled(request, job, cluster)
+    if request.local_steps is not None:
+        return plan_local_updates(request, job, cluster)
     if cluster.is_homogeneous:
         return _plan_alike(request, job, cluster)
     flat: tuple[TrainingPlan, ...] = ()

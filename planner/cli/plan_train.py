@@ -37,6 +37,26 @@ PowerBudgetOption = Annotated[
     float | None,
     typer.Option("--power-budget-w", "--power-budget", help="Watts that all devices together may draw."),
 ]
+AttainedOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--attained",
+        metavar="GROUP=SPEED",
+        help="Measured speed of a device of a group, any unit; repeat for every group.",
+    ),
+]
+LocalStepsOption = Annotated[
+    int | None,
+    typer.Option("--local-steps", help="Groups average models every so many steps; another algorithm."),
+]
+LocalOverlapOption = Annotated[
+    bool | None,
+    typer.Option("--local-overlap/--no-local-overlap", help="Average under the next round (default)."),
+]
+LayerProfilesOption = Annotated[
+    str | None,
+    typer.Option("--layer-profiles", metavar="FILE", help="Measured layer times of the model by group."),
+]
 CompareOption = Annotated[
     Path | None,
     typer.Option(
@@ -59,6 +79,10 @@ def plan_train(
     objective: ObjectiveOption = None,
     power_budget_w: PowerBudgetOption = None,
     facility: FacilityFlag = None,
+    attained: AttainedOption = None,
+    local_steps: LocalStepsOption = None,
+    local_overlap: LocalOverlapOption = None,
+    layer_profiles: LayerProfilesOption = None,
     compare_with: CompareOption = None,
     request: RequestOption = None,
     catalog: CatalogOption = None,
@@ -81,14 +105,17 @@ def plan_train(
         "objective": objective,
         "power_budget_w": power_budget_w,
         "facility": facility,
+        "local_steps": local_steps,
+        "local_overlap": local_overlap,
+        "layer_profiles": layer_profiles,
         "catalog": tuple(catalog or ()),
     }
     with readable_errors(), calibrated_by(calibration):
         from planner.plan_io import plan_text, write_plan
-        from planner.request import read_train_request
+        from planner.request import named_speeds, read_train_request
         from planner.training_plan import plan_training
 
-        asked = read_train_request(request, flags)
+        asked = read_train_request(request, flags | {"attained": named_speeds(attained or ())})
         with working("searching every legal strategy"):
             plan = plan_training(asked)
         if output is not None:

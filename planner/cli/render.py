@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.table import Table
 from costmodels.strategy import Recompute, Strategy
 from hardware.units import format_quantity
 from planner.cli.render_site import site_words
-from planner.plan import PlanFile, TrainingPlan, TrainingPrediction
+from planner.plan import PlanFile, PlannedSeats, TrainingPlan, TrainingPrediction
 
 __all__ = ["console", "parts_text", "print_errors", "print_table", "print_training_plans", "strategy_words"]
 
@@ -117,6 +118,9 @@ def print_training_plans(plan: PlanFile[TrainingPlan]) -> None:
     capacity = format_quantity(best.memory_capacity_bytes, "B")
     out.print(f"memory of #1: {parts_text(best.memory_parts_bytes, 'B')}; of {capacity}", soft_wrap=True)
     _print_power(best, out)
+    for line in (*_stage_lines(plan.plans[0]), *_island_lines(plan.plans[0])):
+        out.print(line, soft_wrap=True)
+    _print_certificate(plan.plans[0], out)
     _print_search(plan, out)
 
 
@@ -131,6 +135,47 @@ def _print_power(best: TrainingPrediction, out: Console) -> None:
     )
     if best.site is not None:
         out.print(f"              {site_words(best.site)}", soft_wrap=True)
+
+
+def _stage_lines(plan: TrainingPlan) -> list[str]:
+    """Return the stages of a pipeline over unlike groups, equal neighbours together."""
+    words = []
+    for stage in plan.stages:
+        seats = stage.seats or (PlannedSeats(group=stage.group, tp=stage.tp, replicas=plan.strategy.dp),)
+        held = " + ".join(f"{s.replicas} x tp {s.tp} on {s.group}" for s in seats)
+        words.append(f"{stage.num_layers} layers on {held}")
+    runs = [(text, len(list(same))) for text, same in groupby(words)]
+    listed = " | ".join(f"{count} stages of {text}" if count > 1 else text for text, count in runs)
+    return [f"stages of #1: {listed}"] if words else []
+
+
+def _island_lines(plan: TrainingPlan) -> list[str]:
+    """Return what each island of a plan with local updates does."""
+    if plan.local_updates is None:
+        return []
+    updates = plan.local_updates
+    lines = [
+        f"local updates: models averaged every {updates.local_steps} steps, "
+        f"other islands' updates {updates.staleness_steps} steps late"
+    ]
+    for island in updates.islands:
+        words = ", ".join(
+            f"{k} {v}" for k, v in strategy_words(island.strategy).items() if v not in ("1", "-")
+        )
+        lines.append(
+            f"  {island.group}: {island.global_batch} sequences in {island.step_s:.3f} s alone ({words})"
+        )
+    return lines
+
+
+def _print_certificate(plan: TrainingPlan, out: Console) -> None:
+    """Print what was checked of the best plan: names of what holds, and every failure with its figures."""
+    held = [check.name for check in plan.certificate if check.holds]
+    out.print(f"certificate of #1: {len(held)} of {len(plan.certificate)} checks hold: {', '.join(held)}",
+              soft_wrap=True)  # fmt: skip
+    for check in plan.certificate:
+        if not check.holds:
+            out.print(f"  fails {check.name}: {check.detail}", soft_wrap=True)
 
 
 def _world(plan: PlanFile[TrainingPlan]) -> str:

@@ -103,6 +103,7 @@ def training_launch(
         if the plan names other hosts than its cluster has, or `host_file` another number of them.
     """
     plan = file.plans[origin.plan_number - 1]
+    _refuse_islands(plan)
     request = validate(TrainRequest, _request_fields(file), "plan", prefix="request")
     job, cluster = resolve(request)
     shape = model_shape(job.model)
@@ -140,8 +141,18 @@ def _request_fields(file: PlanFile[TrainingPlan]) -> dict[str, object]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in file.request.items() if k in names}
 
 
+def _refuse_islands(plan: TrainingPlan) -> None:
+    if plan.local_updates is not None:
+        message = (
+            "plan: its groups average their models now and then (local_updates); none of the frameworks that "
+            "files can be written for does that; plan without local_steps, or emit a plan of each group alone"
+        )
+        raise OutOfDomainError(message)
+
+
 def _stage_layers(plan: TrainingPlan, num_layers: int) -> tuple[int, ...]:
-    degrees = sorted({stage.tp for stage in plan.stages})
+    seats = [seat for stage in plan.stages for seat in stage.seats]
+    degrees = sorted({stage.tp for stage in plan.stages} | {seat.tp for seat in seats})
     if len(degrees) > 1:
         message = (
             f"plan: stages have tensor degrees {' and '.join(map(str, degrees))}; the frameworks that files "

@@ -28,7 +28,8 @@ SURFACE = {
     "plan train": REQUEST
     | OUTPUT
     | {"--compare-with", "--request", "--calibration", "--catalog", "--top", "--min-fits-probability"}
-    | {"--objective", "--power-budget", "--power-budget-w", "--facility"},
+    | {"--objective", "--power-budget", "--power-budget-w", "--facility", "--attained", "--layer-profiles"}
+    | {"--local-steps", "--local-overlap", "--no-local-overlap"},
     "plan power": OUTPUT | {"--facility", "--plan", "--request", "--commands", "--catalog"},
     "estimate train": REQUEST | OUTPUT | STRATEGY | {"--request", "--calibration", "--catalog"},
     "backtest train": {"--by", "--calibration", "--json"},

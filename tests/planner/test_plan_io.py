@@ -79,6 +79,10 @@ def test_the_golden_file_of_version_1_still_reads() -> None:
     assert read_plan(GOLDEN) == _plan()
 
 
+def test_files_from_before_local_updates_still_read() -> None:
+    assert read_plan(GOLDEN.with_name("train_plan_v1_without_local_updates.json")) == _plan()
+
+
 def test_an_older_version_is_upgraded_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def to_two(document: dict[str, Any]) -> dict[str, Any]:
         return {**document, "diagnostics": [*document["diagnostics"], "upgraded"], "schema_version": 2}
