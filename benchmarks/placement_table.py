@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from costmodels.graph_import.transformer import transformer_graph
-from costmodels.hierarchical_sharding import ShardScheme, shard_comm_s, shard_rates
 from costmodels.job import TrainingJob
 from costmodels.models import find_model
+from costmodels.sharding_levels import ShardLevels, level_costs
 from costmodels.strategy import ConfigTable, Recompute, Strategy
 from costmodels.training import evaluate
 from hardware.catalog import find_cluster
@@ -178,15 +178,32 @@ def holmes():
             print(f"  {model.name} split, speeds {label}: {split} (published {published})")
 
 
+SHARDING_STACK = "deepspeed-zero3-2021"
+SCHEMES = {
+    "ZeRO-3": ShardLevels(weight_ranks=384, backward_ranks=384, gradient_ranks=384, optimizer_ranks=384),
+    "ZeRO++": ShardLevels(
+        weight_ranks=384, backward_ranks=8, gradient_ranks=384, optimizer_ranks=384, quantized=True
+    ),
+    "three-level": ShardLevels(
+        weight_ranks=2, backward_ranks=2, gradient_ranks=8, optimizer_ranks=384, quantized=True
+    ),
+}
+
+
 def frontier():
     """Print ratios of sharding schemes and throughput of the published recipes."""
-    cluster = find_cluster("frontier", 48)
-    rates = shard_rates(cluster)
-    compute_s = 6 * 20e9 * 2048 / 73.5e12
-    steps = [compute_s + shard_comm_s(scheme, 20e9, rates) for scheme in ShardScheme]
+    job = TrainingJob(
+        model=gpt("gpt-20b", 6144, 44, 64), seq_len=2048, global_batch=384, stack=SHARDING_STACK
+    )
+    row = Strategy(dp=384, zero=3, recompute=Recompute.SELECTIVE)
+    table = ConfigTable.from_strategies([row])
+    steps = [
+        float(level_costs(job, find_cluster("frontier", 48), table, levels).step_s[0])
+        for levels in SCHEMES.values()
+    ]
     ratios = " : ".join(f"{steps[0] / step:.2f}" for step in steps)
-    print("Frontier, 20B on 384 dies, one sequence of 2048 per die at 73.5 TFLOP/s (assumed), no overlap")
-    print(f"  ZeRO-3 : ZeRO++ : three-level = {ratios} (published 1 : 1.405 : 2.40)")
+    print(f"Frontier, 20B on 384 dies, one sequence of 2048 per die, software {SHARDING_STACK}")
+    print(f"  {' : '.join(SCHEMES)} = {ratios} (published 1 : 1.405 : 2.40)")
     small = transformer_graph(
         name="gpt-22b",
         hidden=6144,

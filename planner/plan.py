@@ -24,6 +24,7 @@ __all__ = [
     "PlannedIsland",
     "PlannedRank",
     "PlannedSeats",
+    "PlannedSharding",
     "PlannedStage",
     "Provenance",
     "Search",
@@ -206,6 +207,22 @@ class PlannedIsland:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedSharding:
+    """Full sharding whose kinds of state are divided over different groups of neighbouring replicas."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _FILE
+
+    weight_ranks: int
+    """Replicas over which weights are divided."""
+    backward_ranks: int
+    """Replicas that weights are gathered over for backward; fewer than `weight_ranks`: from a second copy."""
+    gradient_ranks: int
+    optimizer_ranks: int
+    quantized: bool = False
+    """Weights travel in 8 bits and gradients in 4."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LocalUpdates:
     """Islands that train alone and average their models now and then; another algorithm, never unasked."""
 
@@ -238,6 +255,8 @@ class TrainingPlan:
     """Of a cluster of unlike groups; empty where all stages are alike."""
     local_updates: LocalUpdates | None = None
     """Where islands average models instead of reducing gradients; `strategy` is then the first island's."""
+    sharding: PlannedSharding | None = None
+    """Where weights, gradients and optimizer end at different borders; `strategy.zero` is then 3."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

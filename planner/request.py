@@ -73,6 +73,8 @@ class TrainRequest:
     """Groups train alone and average their models every so many steps; changes the algorithm."""
     local_overlap: bool = True
     """The averaging of `local_steps` runs under the next round, and models are one round older."""
+    quantized_sharding: bool = False
+    """Also plan sharded weights that travel in 8 bits and gradients in 4; changes the numbers computed."""
     layer_profiles: str | None = None
     """YAML file that names measured layer times of the model on the cluster's groups."""
     catalog: tuple[str, ...] = ()

@@ -1,6 +1,7 @@
 """The training flow: request, space, costs, memory first, the best and the front, plan."""
 
 from contextlib import suppress
+from dataclasses import replace
 
 from costmodels.cost_table import CostTable
 from costmodels.job import TrainingJob
@@ -25,6 +26,7 @@ from planner.ranks import default_placement
 from planner.remedy import no_strategy, nothing_fits
 from planner.request import TrainRequest, allowed_values, group_speeds, resolve
 from planner.search import search_space
+from planner.sharding_plan import LevelPlan, best_level_plans, planned_sharding
 from planner.space import training_space
 
 __all__ = ["plan_training", "training_plan_of"]
@@ -84,6 +86,7 @@ def _plan_alike(request: TrainRequest, job: TrainingJob, cluster: Cluster) -> Pl
         )
     if not found.num_configs:
         raise no_strategy(space, cluster)
+    by_levels, num_by_levels = best_level_plans(request, job, cluster)
     costs = view.slowed(evaluate(job, cluster, found.best))
     placed = planned_placement(found.best.strategy(0), job, cluster)
     plans = tuple(
@@ -99,13 +102,14 @@ def _plan_alike(request: TrainRequest, job: TrainingJob, cluster: Cluster) -> Pl
         )
         for row in range(len(found.best))
     )
+    plans = _with_levels(plans, by_levels, request=request, job=job, cluster=cluster)
     return PlanFile(
         kind="train",
         request=plan_document(request),
         plans=plans,
         search=Search(
-            num_configs=found.num_configs,
-            num_feasible=found.num_feasible,
+            num_configs=found.num_configs + num_by_levels,
+            num_feasible=found.num_feasible + len(by_levels),
             wall_s=found.wall_s,
             excluded=space.excluded(),
         ),
@@ -118,6 +122,27 @@ def _plan_alike(request: TrainRequest, job: TrainingJob, cluster: Cluster) -> Pl
         provenance=training_provenance(job, cluster),
         pareto=_front(job, cluster, found.front),
     )
+
+
+def _with_levels(
+    plans: tuple[TrainingPlan, ...],
+    by_levels: list[LevelPlan],
+    *,
+    request: TrainRequest,
+    job: TrainingJob,
+    cluster: Cluster,
+) -> tuple[TrainingPlan, ...]:
+    """Return the best of ordinary plans and of those sharded at several levels, when time is what counts."""
+    if not by_levels or request.objective != "throughput" or request.power_budget_w:
+        return plans
+    added = [
+        replace(
+            training_plan_of(p.strategy, p.costs, 0, request=request, job=job, cluster=cluster),
+            sharding=planned_sharding(p.levels),
+        )
+        for p in by_levels
+    ]
+    return tuple(sorted([*plans, *added], key=lambda plan: plan.predicted.step_s)[: request.top])
 
 
 def training_plan_of(

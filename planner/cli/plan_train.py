@@ -53,6 +53,13 @@ LocalOverlapOption = Annotated[
     bool | None,
     typer.Option("--local-overlap/--no-local-overlap", help="Average under the next round (default)."),
 ]
+QuantizedOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--quantized-sharding/--no-quantized-sharding",
+        help="Also plan shards that travel in 8 and 4 bits; changes the numbers.",
+    ),
+]
 LayerProfilesOption = Annotated[
     str | None,
     typer.Option("--layer-profiles", metavar="FILE", help="Measured layer times of the model by group."),
@@ -63,6 +70,8 @@ CompareOption = Annotated[
         "--compare-with", metavar="FILE", help="What runs today: Megatron script or DeepSpeed JSON."
     ),
 ]
+_NO_KEYS = ("compare_with", "request", "calibration", "output", "json")
+"""Options that say where to read and write, not what to plan."""
 
 
 def plan_train(
@@ -83,6 +92,7 @@ def plan_train(
     local_steps: LocalStepsOption = None,
     local_overlap: LocalOverlapOption = None,
     layer_profiles: LayerProfilesOption = None,
+    quantized_sharding: QuantizedOption = None,
     compare_with: CompareOption = None,
     request: RequestOption = None,
     catalog: CatalogOption = None,
@@ -91,31 +101,15 @@ def plan_train(
     json: JsonOption = False,
 ) -> None:
     """Find the fastest training configuration that fits in memory."""
-    flags: dict[str, Any] = {
-        "model": model,
-        "cluster": cluster,
-        "nodes": nodes,
-        "seq_len": seq_len,
-        "global_batch": global_batch,
-        "precision": precision,
-        "stack": stack,
-        "optimizer": optimizer,
-        "top": top,
-        "min_fits_probability": min_fits_probability,
-        "objective": objective,
-        "power_budget_w": power_budget_w,
-        "facility": facility,
-        "local_steps": local_steps,
-        "local_overlap": local_overlap,
-        "layer_profiles": layer_profiles,
-        "catalog": tuple(catalog or ()),
-    }
+    # Flags have the names of the request's keys.
+    flags: dict[str, Any] = {name: value for name, value in locals().items() if name not in _NO_KEYS}
     with readable_errors(), calibrated_by(calibration):
         from planner.plan_io import plan_text, write_plan
         from planner.request import named_speeds, read_train_request
         from planner.training_plan import plan_training
 
-        asked = read_train_request(request, flags | {"attained": named_speeds(attained or ())})
+        words = {"attained": named_speeds(attained or ()), "catalog": tuple(catalog or ())}
+        asked = read_train_request(request, flags | words)
         with working("searching every legal strategy"):
             plan = plan_training(asked)
         if output is not None:

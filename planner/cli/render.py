@@ -118,7 +118,8 @@ def print_training_plans(plan: PlanFile[TrainingPlan]) -> None:
     capacity = format_quantity(best.memory_capacity_bytes, "B")
     out.print(f"memory of #1: {parts_text(best.memory_parts_bytes, 'B')}; of {capacity}", soft_wrap=True)
     _print_power(best, out)
-    for line in (*_stage_lines(plan.plans[0]), *_island_lines(plan.plans[0])):
+    first = plan.plans[0]
+    for line in (*_stage_lines(first), *_island_lines(first), *_sharding_lines(first)):
         out.print(line, soft_wrap=True)
     _print_certificate(plan.plans[0], out)
     _print_search(plan, out)
@@ -166,6 +167,17 @@ def _island_lines(plan: TrainingPlan) -> list[str]:
             f"  {island.group}: {island.global_batch} sequences in {island.step_s:.3f} s alone ({words})"
         )
     return lines
+
+
+def _sharding_lines(plan: TrainingPlan) -> list[str]:
+    """Return over how many replicas each kind of state is divided, where they differ."""
+    if plan.sharding is None:
+        return []
+    s = plan.sharding
+    second = f", a second copy over {s.backward_ranks}" if s.backward_ranks < s.weight_ranks else ""
+    packed = ", in 8 and 4 bits on the wire" if s.quantized else ""
+    groups = f"weights over {s.weight_ranks} replicas{second}, gradients over {s.gradient_ranks}"
+    return [f"sharding of #1: {groups}, optimizer over {s.optimizer_ranks}{packed}"]
 
 
 def _print_certificate(plan: TrainingPlan, out: Console) -> None:

@@ -148,6 +148,14 @@ def _refuse_islands(plan: TrainingPlan) -> None:
             "files can be written for does that; plan without local_steps, or emit a plan of each group alone"
         )
         raise OutOfDomainError(message)
+    if plan.sharding is not None:
+        s = plan.sharding
+        message = (
+            f"plan: weights, gradients and optimizer are sharded over {s.weight_ranks}, {s.gradient_ranks} "
+            f"and {s.optimizer_ranks} replicas; none of the frameworks that files can be written for divides "
+            "them like that; emit a plan of the file that has one shard group"
+        )
+        raise OutOfDomainError(message)
 
 
 def _stage_layers(plan: TrainingPlan, num_layers: int) -> tuple[int, ...]:

@@ -29,7 +29,8 @@ SURFACE = {
     | OUTPUT
     | {"--compare-with", "--request", "--calibration", "--catalog", "--top", "--min-fits-probability"}
     | {"--objective", "--power-budget", "--power-budget-w", "--facility", "--attained", "--layer-profiles"}
-    | {"--local-steps", "--local-overlap", "--no-local-overlap"},
+    | {"--local-steps", "--local-overlap", "--no-local-overlap", "--quantized-sharding"}
+    | {"--no-quantized-sharding"},
     "plan power": OUTPUT | {"--facility", "--plan", "--request", "--commands", "--catalog"},
     "estimate train": REQUEST | OUTPUT | STRATEGY | {"--request", "--calibration", "--catalog"},
     "backtest train": {"--by", "--calibration", "--json"},

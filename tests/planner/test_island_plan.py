@@ -11,7 +11,7 @@ from planner.training_plan import plan_training
 from tests.planner.conftest import Meshwright
 
 REQUEST = TrainRequest(
-    model="gpt3-13b", cluster="holmes-hybrid", seq_len=2048, global_batch=64, stack="megascale"
+    model="gpt3-1.3b", cluster="holmes-hybrid", seq_len=2048, global_batch=32, stack="megascale"
 )
 
 
@@ -54,7 +54,7 @@ def test_local_updates_are_planned_only_when_asked() -> None:
     updates = file.plans[0].local_updates
     assert updates is not None
     assert updates.staleness_steps == 32
-    assert sum(island.global_batch for island in updates.islands) == 64
+    assert sum(island.global_batch for island in updates.islands) == 32
     assert all(check.holds for check in file.plans[0].certificate)
     assert any("32 steps late" in note for note in file.diagnostics)
     waiting = plan_training(_asked(local_steps=16, local_overlap=False)).plans[0]

@@ -1,0 +1,146 @@
+r"""Time and memory of full sharding whose weights, gradients and optimizer end at different levels.
+
+With the :math:`\psi` parameters of one tensor rank, replicas numbered from the innermost level outwards, and
+groups of :math:`W`, :math:`G` and :math:`O` replicas (each inside the next) that divide weights, gradients
+and optimizer state, every layer and micro-batch gathers its weights over W before forward, again before
+backward (over fewer replicas where a second copy is kept, hpZ), and reduces its gradients over G. Every step
+reduces gradient shards over the O / G groups of O, then over the replicas of O, and gathers updated weights
+over O / W. ZeRO-3 is W = G = O = all replicas; MiCS one smaller group for all three (Z. Zhang et al., arXiv
+2205.00119); ZeRO++'s hpZ a second copy in the node (G. Wang et al., arXiv 2306.10209); weights in a package,
+gradients in a node and optimizer over the world is arXiv 2501.04266.
+
+Collectives hide under the layer that computes meanwhile, as in `costmodels.step_time`. Quantised weights and
+gradients (8 and 4 bits, qwZ and qgZ) move fewer bytes and change the numbers that are computed.
+"""
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from costmodels.collectives import Collective, collective_s
+from costmodels.cost_table import CostTable
+from costmodels.feasibility import fits_probability
+from costmodels.job import TrainingJob
+from costmodels.memory import memory_coefficients, peak_memory, usable_bytes
+from costmodels.parameters import rank_parameters
+from costmodels.stacks import Stack, find_stack
+from costmodels.strategy import ConfigTable
+from costmodels.training import evaluate
+from hardware.cluster import Cluster
+from hardware.levels import Level
+
+__all__ = ["ShardLevels", "level_costs"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+_WEIGHT_BYTES, _QUANTIZED_WEIGHT_BYTES = 2.0, 1.0
+_GRADIENT_BYTES, _QUANTIZED_GRADIENT_BYTES = 2.0, 0.5
+"""On the wire; accumulated gradients are kept as the stack keeps them."""
+_STATE_BYTES = 12.0
+"""fp32 master weight and two Adam moments."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardLevels:
+    """Over how many neighbouring replicas each kind of state is divided; each divides the next."""
+
+    weight_ranks: int
+    backward_ranks: int
+    """Over which weights are gathered for backward; fewer than `weight_ranks` keeps a second copy of them."""
+    gradient_ranks: int
+    optimizer_ranks: int
+    quantized: bool = False
+
+    def __post_init__(self) -> None:
+        inner = (self.backward_ranks, self.weight_ranks, self.optimizer_ranks)
+        positive = min(*inner, self.gradient_ranks) > 0
+        nested = positive and all(b % a == 0 for a, b in pairwise(inner))
+        if not nested or self.optimizer_ranks % self.gradient_ranks:
+            message = f"{self}: groups of shards must lie inside each other, optimizer outermost"
+            raise ValueError(message)
+
+
+def level_costs(job: TrainingJob, cluster: Cluster, configs: ConfigTable, levels: ShardLevels) -> CostTable:
+    """Return the cost of rows of one stage each (pp, cp, ep and vpp 1) sharded at `levels`.
+
+    Gradient and weight traffic replace what `costmodels.training.evaluate` costs for a sharded optimizer.
+    """
+    stack = find_stack(job.stack)
+    sharded = np.where(configs.dp > levels.optimizer_ranks, levels.optimizer_ranks, 0)
+    columns = {name: getattr(configs, name) for name in configs.__slots__}
+    base = evaluate(
+        job, cluster, ConfigTable.from_columns(**(columns | {"zero": np.int64(1), "shard_group": sharded}))
+    )
+    memory = peak_memory(job, configs, stack)
+    one = np.ones_like(configs.tp)
+    counts = rank_parameters(job.model, configs.tp, one, one, one, one)
+    whole = counts.layers_max * counts.layer_dense + counts.first + counts.last
+    own = memory_coefficients(stack.name)
+    second = _WEIGHT_BYTES / levels.backward_ranks if levels.backward_ranks < levels.weight_ranks else 0.0
+    states = replace(
+        memory,
+        weights_bytes=whole * (_WEIGHT_BYTES / levels.weight_ranks + second),
+        gradients_bytes=whole * stack.main_grad_bytes / levels.gradient_ranks,
+        optimizer_bytes=whole * _STATE_BYTES / levels.optimizer_ranks,
+        gathered_bytes=memory.gathered_bytes if levels.weight_ranks > 1 else np.zeros(len(configs)),
+    )
+    visible = _visible_s(job, configs, base, counts.layer_dense, levels, cluster.levels, stack)
+    step = _step_s(configs, whole, levels, cluster.levels) * stack.dp_comm
+    usable = usable_bytes(cluster.device)
+    return replace(
+        base,
+        dp_comm_s=visible + step,
+        correction_s=np.zeros(len(configs)),
+        memory=states,
+        fits_probability=fits_probability(states.peak_bytes, usable, own.sigma),
+    )
+
+
+def _visible_s(
+    job: TrainingJob,
+    configs: ConfigTable,
+    base: CostTable,
+    layer_params: Floats,
+    levels: ShardLevels,
+    network: tuple[Level, ...],
+    stack: Stack,
+) -> Floats:
+    """Return what gathering and reducing of all layers and micro-batches leaves in sight."""
+    weight_bytes = layer_params * (_QUANTIZED_WEIGHT_BYTES if levels.quantized else _WEIGHT_BYTES)
+    gradient_bytes = layer_params * (_QUANTIZED_GRADIENT_BYTES if levels.quantized else _GRADIENT_BYTES)
+
+    def each(op: Collective, size: Floats, ranks: int) -> Floats:
+        degree = np.full_like(configs.tp, ranks)
+        return collective_s(op, size, configs.tp, degree, network) * stack.dp_comm
+
+    forward = each(Collective.ALL_GATHER, weight_bytes, levels.weight_ranks)
+    backward = each(Collective.ALL_GATHER, weight_bytes, levels.backward_ranks)
+    backward = backward + each(Collective.REDUCE_SCATTER, gradient_bytes, levels.gradient_ranks)
+    passes = job.model.num_layers * job.global_batch / (configs.dp * configs.micro_batch)
+    forward_s = (base.forward_s + base.tp_comm_s / 2) / passes
+    backward_s = (base.backward_s + base.recompute_s + base.tp_comm_s / 2) / passes
+    left = stack.dp_exposed_frac
+    hidden = np.maximum(forward - forward_s, left * forward) + np.maximum(
+        backward - backward_s, left * backward
+    )
+    shown: Floats = passes * np.where(configs.overlap_dp > 0, hidden, forward + backward)
+    return shown
+
+
+def _step_s(configs: ConfigTable, whole: Floats, levels: ShardLevels, network: tuple[Level, ...]) -> Floats:
+    """Return what a step adds: gradient shards over the optimizer's group and replicas, new weights back."""
+    sent = whole * (_QUANTIZED_GRADIENT_BYTES if levels.quantized else _GRADIENT_BYTES)
+    inner, outer = levels.gradient_ranks, levels.optimizer_ranks
+    degree = np.full_like(configs.tp, outer // inner)
+    reduced = collective_s(Collective.REDUCE_SCATTER, sent / inner, configs.tp * inner, degree, network)
+    replicas = np.maximum(configs.dp // outer, 1)
+    averaged = collective_s(Collective.ALL_REDUCE, sent / outer, configs.tp * outer, replicas, network)
+    held = levels.weight_ranks
+    fresh = whole * (_QUANTIZED_WEIGHT_BYTES if levels.quantized else _WEIGHT_BYTES) / held
+    degree = np.full_like(configs.tp, outer // held)
+    returned = collective_s(Collective.ALL_GATHER, fresh, configs.tp * held, degree, network)
+    total: Floats = reduced + averaged + returned
+    return total

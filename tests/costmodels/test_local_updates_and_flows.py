@@ -1,0 +1,32 @@
+from itertools import product
+
+import numpy as np
+import pytest
+
+from costmodels.fabric_load import hashed_load, num_subflows, planned_load, split_load
+from costmodels.local_updates import local_update_cost
+
+
+def test_local_updates_hide_what_a_round_covers():
+    assert local_update_cost((1.0,), 12.0, local_steps=48, overlapped=True).step_s == 1.0
+    partly = local_update_cost((1.0,), 12.0, local_steps=6, overlapped=True)
+    assert partly.step_s == pytest.approx(2.0)
+    assert partly.staleness_steps == 12
+    assert local_update_cost((1.0, 2.0), 12.0, local_steps=6, overlapped=False).step_s == pytest.approx(4.0)
+    with pytest.raises(ValueError, match="local_steps at least 1"):
+        local_update_cost((1.0,), 1.0, local_steps=0, overlapped=True)
+
+
+@pytest.mark.parametrize(("flows", "uplinks"), [(1, 1), (3, 2), (4, 3), (5, 2)])
+def test_hashed_load_is_the_mean_over_all_choices(flows, uplinks):
+    fullest = [np.bincount(choice).max() for choice in product(range(uplinks), repeat=flows)]
+    assert hashed_load(flows, uplinks) == pytest.approx(np.mean(fullest))
+
+
+def test_splitting_reaches_the_exact_share():
+    """Six flows over four uplinks: four stay whole, two become two halves each."""
+    assert num_subflows(6, 4) == 8
+    assert split_load(6, 4) == 1.5 < planned_load(6, 4) < hashed_load(6, 4)
+    assert num_subflows(8, 4) == 8
+    with pytest.raises(ValueError, match="0 uplinks"):
+        split_load(4, 0)
