@@ -196,11 +196,8 @@ def frontier():
         model=gpt("gpt-20b", 6144, 44, 64), seq_len=2048, global_batch=384, stack=SHARDING_STACK
     )
     row = Strategy(dp=384, zero=3, recompute=Recompute.SELECTIVE)
-    table = ConfigTable.from_strategies([row])
-    steps = [
-        float(level_costs(job, find_cluster("frontier", 48), table, levels).step_s[0])
-        for levels in SCHEMES.values()
-    ]
+    table = ConfigTable.from_strategies([row] * len(SCHEMES))
+    steps = level_costs(job, find_cluster("frontier", 48), table, list(SCHEMES.values())).step_s
     ratios = " : ".join(f"{steps[0] / step:.2f}" for step in steps)
     print(f"Frontier, 20B on 384 dies, one sequence of 2048 per die, software {SHARDING_STACK}")
     print(f"  {' : '.join(SCHEMES)} = {ratios} (published 1 : 1.405 : 2.40)")

@@ -13,6 +13,7 @@ Collectives hide under the layer that computes meanwhile, as in `costmodels.step
 gradients (8 and 4 bits, qwZ and qgZ) move fewer bytes and change the numbers that are computed.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -63,32 +64,58 @@ class ShardLevels:
             raise ValueError(message)
 
 
-def level_costs(job: TrainingJob, cluster: Cluster, configs: ConfigTable, levels: ShardLevels) -> CostTable:
-    """Return the cost of rows of one stage each (pp, cp, ep and vpp 1) sharded at `levels`.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Columns:
+    """The levels of every row."""
+
+    weight_ranks: Ints
+    backward_ranks: Ints
+    gradient_ranks: Ints
+    optimizer_ranks: Ints
+    weight_bytes: Floats
+    """On the wire, per parameter."""
+    gradient_bytes: Floats
+
+
+def _columns(levels: Sequence[ShardLevels]) -> _Columns:
+    packed = np.array([one.quantized for one in levels])
+    return _Columns(
+        weight_ranks=np.array([one.weight_ranks for one in levels]),
+        backward_ranks=np.array([one.backward_ranks for one in levels]),
+        gradient_ranks=np.array([one.gradient_ranks for one in levels]),
+        optimizer_ranks=np.array([one.optimizer_ranks for one in levels]),
+        weight_bytes=np.where(packed, _QUANTIZED_WEIGHT_BYTES, _WEIGHT_BYTES),
+        gradient_bytes=np.where(packed, _QUANTIZED_GRADIENT_BYTES, _GRADIENT_BYTES),
+    )
+
+
+def level_costs(
+    job: TrainingJob, cluster: Cluster, configs: ConfigTable, levels: Sequence[ShardLevels]
+) -> CostTable:
+    """Return the cost of every row of one stage (pp, cp, ep and vpp 1), sharded at the levels of that row.
 
     Gradient and weight traffic replace what `costmodels.training.evaluate` costs for a sharded optimizer.
     """
-    stack = find_stack(job.stack)
-    sharded = np.where(configs.dp > levels.optimizer_ranks, levels.optimizer_ranks, 0)
+    stack, ends = find_stack(job.stack), _columns(levels)
+    sharded = np.where(configs.dp > ends.optimizer_ranks, ends.optimizer_ranks, 0)
     columns = {name: getattr(configs, name) for name in configs.__slots__}
-    base = evaluate(
-        job, cluster, ConfigTable.from_columns(**(columns | {"zero": np.int64(1), "shard_group": sharded}))
-    )
+    base = evaluate(job, cluster, ConfigTable.from_columns(**(columns | {"zero": 1, "shard_group": sharded})))
     memory = peak_memory(job, configs, stack)
     one = np.ones_like(configs.tp)
     counts = rank_parameters(job.model, configs.tp, one, one, one, one)
     whole = counts.layers_max * counts.layer_dense + counts.first + counts.last
     own = memory_coefficients(stack.name)
-    second = _WEIGHT_BYTES / levels.backward_ranks if levels.backward_ranks < levels.weight_ranks else 0.0
+    copied = ends.backward_ranks < ends.weight_ranks
+    second = np.where(copied, _WEIGHT_BYTES / ends.backward_ranks, 0.0)
     states = replace(
         memory,
-        weights_bytes=whole * (_WEIGHT_BYTES / levels.weight_ranks + second),
-        gradients_bytes=whole * stack.main_grad_bytes / levels.gradient_ranks,
-        optimizer_bytes=whole * _STATE_BYTES / levels.optimizer_ranks,
-        gathered_bytes=memory.gathered_bytes if levels.weight_ranks > 1 else np.zeros(len(configs)),
+        weights_bytes=whole * (_WEIGHT_BYTES / ends.weight_ranks + second),
+        gradients_bytes=whole * stack.main_grad_bytes / ends.gradient_ranks,
+        optimizer_bytes=whole * _STATE_BYTES / ends.optimizer_ranks,
+        gathered_bytes=np.where(ends.weight_ranks > 1, memory.gathered_bytes, 0.0),
     )
-    visible = _visible_s(job, configs, base, counts.layer_dense, levels, cluster.levels, stack)
-    step = _step_s(configs, whole, levels, cluster.levels) * stack.dp_comm
+    visible = _visible_s(job, configs, base, counts.layer_dense, ends, cluster.levels, stack)
+    step = _step_s(configs, whole, ends, cluster.levels) * stack.dp_comm
     usable = usable_bytes(cluster.device)
     return replace(
         base,
@@ -104,21 +131,20 @@ def _visible_s(
     configs: ConfigTable,
     base: CostTable,
     layer_params: Floats,
-    levels: ShardLevels,
+    ends: _Columns,
     network: tuple[Level, ...],
     stack: Stack,
 ) -> Floats:
     """Return what gathering and reducing of all layers and micro-batches leaves in sight."""
-    weight_bytes = layer_params * (_QUANTIZED_WEIGHT_BYTES if levels.quantized else _WEIGHT_BYTES)
-    gradient_bytes = layer_params * (_QUANTIZED_GRADIENT_BYTES if levels.quantized else _GRADIENT_BYTES)
 
-    def each(op: Collective, size: Floats, ranks: int) -> Floats:
-        degree = np.full_like(configs.tp, ranks)
-        return collective_s(op, size, configs.tp, degree, network) * stack.dp_comm
+    def each(op: Collective, size: Floats, ranks: Ints) -> Floats:
+        return collective_s(op, size, configs.tp, ranks, network) * stack.dp_comm
 
-    forward = each(Collective.ALL_GATHER, weight_bytes, levels.weight_ranks)
-    backward = each(Collective.ALL_GATHER, weight_bytes, levels.backward_ranks)
-    backward = backward + each(Collective.REDUCE_SCATTER, gradient_bytes, levels.gradient_ranks)
+    weight_bytes = layer_params * ends.weight_bytes
+    forward = each(Collective.ALL_GATHER, weight_bytes, ends.weight_ranks)
+    backward = each(Collective.ALL_GATHER, weight_bytes, ends.backward_ranks)
+    gradient_bytes = layer_params * ends.gradient_bytes
+    backward = backward + each(Collective.REDUCE_SCATTER, gradient_bytes, ends.gradient_ranks)
     passes = job.model.num_layers * job.global_batch / (configs.dp * configs.micro_batch)
     forward_s = (base.forward_s + base.tp_comm_s / 2) / passes
     backward_s = (base.backward_s + base.recompute_s + base.tp_comm_s / 2) / passes
@@ -130,17 +156,15 @@ def _visible_s(
     return shown
 
 
-def _step_s(configs: ConfigTable, whole: Floats, levels: ShardLevels, network: tuple[Level, ...]) -> Floats:
+def _step_s(configs: ConfigTable, whole: Floats, ends: _Columns, network: tuple[Level, ...]) -> Floats:
     """Return what a step adds: gradient shards over the optimizer's group and replicas, new weights back."""
-    sent = whole * (_QUANTIZED_GRADIENT_BYTES if levels.quantized else _GRADIENT_BYTES)
-    inner, outer = levels.gradient_ranks, levels.optimizer_ranks
-    degree = np.full_like(configs.tp, outer // inner)
-    reduced = collective_s(Collective.REDUCE_SCATTER, sent / inner, configs.tp * inner, degree, network)
+    sent = whole * ends.gradient_bytes
+    inner, outer, held = ends.gradient_ranks, ends.optimizer_ranks, ends.weight_ranks
+    tp = configs.tp
+    reduced = collective_s(Collective.REDUCE_SCATTER, sent / inner, tp * inner, outer // inner, network)
     replicas = np.maximum(configs.dp // outer, 1)
-    averaged = collective_s(Collective.ALL_REDUCE, sent / outer, configs.tp * outer, replicas, network)
-    held = levels.weight_ranks
-    fresh = whole * (_QUANTIZED_WEIGHT_BYTES if levels.quantized else _WEIGHT_BYTES) / held
-    degree = np.full_like(configs.tp, outer // held)
-    returned = collective_s(Collective.ALL_GATHER, fresh, configs.tp * held, degree, network)
+    averaged = collective_s(Collective.ALL_REDUCE, sent / outer, tp * outer, replicas, network)
+    fresh = whole * ends.weight_bytes / held
+    returned = collective_s(Collective.ALL_GATHER, fresh, tp * held, outer // held, network)
     total: Floats = reduced + averaged + returned
     return total

@@ -106,25 +106,48 @@ def best_mixed_pipelines(
     attained : measured speed of a device of each group, by index, in any unit; the fastest group keeps its
         predicted time and the others are slower by what was measured instead of what is predicted.
     """
-    found = []
     shapes = list(_shapes(job, cluster, micro_batches, recomputes))
     costs = _as_attained(_group_costs(job, cluster, shapes), attained or {})
-    for shape in shapes:
-        strategy, layout = shape
+    queue = []
+    for number, (strategy, layout) in enumerate(shapes):
         known = [costs.get((group, tp, stages, strategy)) for group, tp, stages in layout]
-        if any(entry is None for entry in known):
-            continue
-        pipeline = _pipeline(job, cluster, strategy, layout, [e for e in known if e])
+        entries = [entry for entry in known if entry is not None]
+        if len(entries) == len(layout):
+            queue.append((_bound_s(job, strategy, layout, entries), number, entries))
+    queue.sort(key=lambda entry: entry[:2])
+    found: list[MixedPipeline] = []
+    for bound_s, number, entries in queue:
+        best = _distinct(found, top)
+        if len(best) == top and bound_s > best[-1].step_s:
+            break
+        strategy, layout = shapes[number]
+        pipeline = _pipeline(job, cluster, strategy, layout, entries)
         if pipeline is not None:
-            found.append(pipeline)
-    found.sort(key=lambda p: (p.step_s, p.strategy.pp, tuple(s.num_layers for s in p.stages)))
+            found = [*best, pipeline] if len(best) == top else [*found, pipeline]
+    return tuple(_distinct(found, top))
+
+
+def _distinct(found: list[MixedPipeline], top: int) -> list[MixedPipeline]:
+    """Return the fastest pipelines, those of the same time but in another order left out."""
     best: list[MixedPipeline] = []
-    for pipeline in found:
+    for pipeline in sorted(
+        found, key=lambda p: (p.step_s, p.strategy.pp, tuple(s.num_layers for s in p.stages))
+    ):
         if len(best) == top:
             break
         if not best or pipeline.step_s > best[-1].step_s * (1 + _SAME):
             best.append(pipeline)
-    return tuple(best)
+    return best
+
+
+def _bound_s(job: TrainingJob, strategy: Strategy, layout: "Layout", costs: "list[_GroupCosts]") -> float:
+    """Return a time that no layer split beats: compute alone, dealt as if layers could be cut at will."""
+    rounds = job.global_batch // (strategy.dp * strategy.micro_batch)
+    rate = sum(stages / entry.layer_s for (_, _, stages), entry in zip(layout, costs, strict=True))
+    least = min(entry.layer_s for entry in costs)
+    layers = job.model.num_layers
+    other = max(entry.other_s for entry in costs)
+    return (rounds - 1) * layers / rate + layers * least + other
 
 
 GroupCosts = dict[tuple[int, int, int, Strategy], _GroupCosts]

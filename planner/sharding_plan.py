@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
+import numpy.typing as npt
 
 from costmodels.cost_table import CostTable
 from costmodels.job import TrainingJob
@@ -23,8 +24,8 @@ from planner.space import training_space
 
 __all__ = ["LevelPlan", "best_level_plans", "planned_sharding"]
 
-_MIN_LEVELS = 3
-"""Package, node and world; with fewer borders the ordinary space holds every useful choice."""
+Index = npt.NDArray[np.intp]
+
 _ONE_STAGE = {"pp": (1,), "cp": (1,), "vpp": (1,), "zero": (3,), "shard_group": (0,)}
 
 
@@ -58,9 +59,11 @@ def best_level_plans(
 ) -> tuple[list[LevelPlan], int]:
     """Return the fastest of each strategy's borders that fit, best first, and how many rows were costed.
 
-    Models with routed experts are left out: their own groups follow other borders.
+    Nothing for nodes without packages inside, whose borders the ordinary space tries, nor for models with
+    routed experts, whose own groups follow other borders.
     """
-    if len(cluster.levels) < _MIN_LEVELS or job.model.num_active_params < job.model.num_params:
+    inside = [level for level in cluster.levels if level.size <= cluster.devices_per_node]
+    if len(inside) < 2 or job.model.num_active_params < job.model.num_params:
         return [], 0
     allow = allowed_values(request)
     narrowed = {name: values for name, values in _ONE_STAGE.items() if name in allow}
@@ -73,33 +76,45 @@ def best_level_plans(
         flash_attention=find_stack(job.stack).flash,
         allow=dict(allow) | _ONE_STAGE,
     )
-    tables = list(space.chunks())
-    found: dict[Strategy, LevelPlan] = {}
+    best: list[LevelPlan] = []
     count = 0
-    for table in tables:
-        for tp in np.unique(table.tp).tolist():
-            rows = table.take(table.tp == tp)
-            for levels in _borders(cluster, tp, int(rows.dp[0]), quantized=request.quantized_sharding):
-                count += len(rows)
-                _keep_best(found, rows, levels, level_costs(job, cluster, rows, levels), request)
-    best = sorted(found.values(), key=lambda plan: plan.step_s)[: request.top]
-    return best, count
+    for table in space.chunks():
+        rows, levels = _crossed(table, cluster, quantized=request.quantized_sharding)
+        if not levels:
+            continue
+        count += len(rows)
+        costs = level_costs(job, cluster, rows, levels)
+        fits = np.flatnonzero(costs.fits_probability >= request.min_fits_probability)
+        order = fits[np.argsort(costs.step_s[fits], kind="stable")]
+        best += [
+            LevelPlan(strategy=rows.strategy(row), levels=levels[row], costs=costs.take(np.array([row])))
+            for row in _first_of_each(rows, order, request.top)
+        ]
+    return sorted(best, key=lambda plan: plan.step_s)[: request.top], count
 
 
-def _keep_best(
-    found: dict[Strategy, LevelPlan],
-    rows: ConfigTable,
-    levels: ShardLevels,
-    costs: CostTable,
-    request: TrainRequest,
-) -> None:
-    """Remember the fastest fitting row of these borders where it beats the same strategy with others."""
-    fits = np.flatnonzero(costs.fits_probability >= request.min_fits_probability)
-    for row in fits[np.argsort(costs.step_s[fits], kind="stable")][: request.top]:
-        plan = LevelPlan(strategy=rows.strategy(int(row)), levels=levels, costs=costs.take(np.array([row])))
-        known = found.get(plan.strategy)
-        if known is None or plan.step_s < known.step_s:
-            found[plan.strategy] = plan
+def _crossed(
+    table: ConfigTable, cluster: Cluster, *, quantized: bool
+) -> tuple[ConfigTable, list[ShardLevels]]:
+    """Return every row with every choice of borders that its tensor degree leaves."""
+    index: list[int] = []
+    levels: list[ShardLevels] = []
+    for tp in np.unique(table.tp).tolist():
+        own = np.flatnonzero(table.tp == tp).tolist()
+        for ends in _borders(cluster, tp, int(table.dp[own[0]]), quantized=quantized):
+            index += own
+            levels += [ends] * len(own)
+    return table.take(np.array(index, dtype=np.intp)), levels
+
+
+def _first_of_each(rows: ConfigTable, order: Index, top: int) -> list[int]:
+    """Return the fastest row of each of the fastest strategies."""
+    found: dict[Strategy, int] = {}
+    for row in order.tolist():
+        if len(found) == top:
+            break
+        found.setdefault(rows.strategy(row), row)
+    return list(found.values())
 
 
 def _borders(cluster: Cluster, tp: int, dp: int, *, quantized: bool) -> Iterator[ShardLevels]:

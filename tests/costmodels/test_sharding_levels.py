@@ -23,7 +23,7 @@ THREE = ShardLevels(weight_ranks=2, backward_ranks=2, gradient_ranks=8, optimize
 
 def test_states_are_divided_where_the_levels_say():
     params = JOB.model.num_params
-    memory = level_costs(JOB, CLUSTER, TABLE, THREE).memory
+    memory = level_costs(JOB, CLUSTER, TABLE, [THREE]).memory
     assert memory.weights_bytes[0] == pytest.approx(2.0 * params / 2)
     assert memory.optimizer_bytes[0] == pytest.approx(12.0 * params / 384)
     assert memory.gradients_bytes[0] * 8 / params in (2.0, 4.0)
@@ -31,15 +31,15 @@ def test_states_are_divided_where_the_levels_say():
 
 def test_a_second_copy_is_held_and_saves_the_backward_gather():
     copied = replace(WORLD, backward_ranks=8)
-    plain, second = (level_costs(JOB, CLUSTER, TABLE, levels) for levels in (WORLD, copied))
+    plain, second = (level_costs(JOB, CLUSTER, TABLE, [levels]) for levels in (WORLD, copied))
     extra = second.memory.weights_bytes[0] - plain.memory.weights_bytes[0]
     assert extra == pytest.approx(2.0 * JOB.model.num_params / 8)
     assert second.dp_comm_s[0] < plain.dp_comm_s[0]
 
 
 def test_three_levels_beat_the_world_and_packed_bytes_beat_both():
-    world, three = (float(level_costs(JOB, CLUSTER, TABLE, x).step_s[0]) for x in (WORLD, THREE))
-    packed = float(level_costs(JOB, CLUSTER, TABLE, replace(THREE, quantized=True)).step_s[0])
+    world, three = (float(level_costs(JOB, CLUSTER, TABLE, [x]).step_s[0]) for x in (WORLD, THREE))
+    packed = float(level_costs(JOB, CLUSTER, TABLE, [replace(THREE, quantized=True)]).step_s[0])
     assert packed < three < world
 
 
@@ -54,7 +54,7 @@ def test_one_level_of_one_rank_moves_nothing_within_a_step():
         collective_s(op, np.array([2.0 * params]), stride, degree, CLUSTER.levels)[0]
         for op in (Collective.REDUCE_SCATTER, Collective.ALL_GATHER)
     )
-    found = level_costs(JOB, CLUSTER, TABLE, levels).dp_comm_s[0]
+    found = level_costs(JOB, CLUSTER, TABLE, [levels]).dp_comm_s[0]
     assert found == pytest.approx(expected * find_stack(JOB.stack).dp_comm)
 
 
@@ -63,8 +63,8 @@ def test_rows_do_not_depend_on_their_order():
         Strategy(dp=384, zero=3, micro_batch=1, recompute=recompute)
         for recompute in (Recompute.NONE, Recompute.FULL)
     ]
-    forward = level_costs(JOB, CLUSTER, ConfigTable.from_strategies(rows), THREE).step_s
-    back = level_costs(JOB, CLUSTER, ConfigTable.from_strategies(rows[::-1]), THREE).step_s
+    forward = level_costs(JOB, CLUSTER, ConfigTable.from_strategies(rows), [THREE, THREE]).step_s
+    back = level_costs(JOB, CLUSTER, ConfigTable.from_strategies(rows[::-1]), [THREE, THREE]).step_s
     assert forward.tolist() == back[::-1].tolist()
 
 
