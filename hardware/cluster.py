@@ -171,7 +171,7 @@ class Cluster:
         fabric = self.fabric(fabric_name)
         if fabric.kind is FabricKind.TORUS:
             return 2 * len(fabric.dims) * (fabric.link_bytes_per_s or 0.0)
-        far_frac = fabric.taper / fabric.oversubscription
+        far_frac = fabric.taper * fabric.even_frac / fabric.oversubscription
         return far_frac * min(
             _node_bytes_per_s(self.groups[i].node, fabric) / self.groups[i].node.num_devices
             for i in (group_i, group_j)

@@ -12,13 +12,25 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field
 
 from hardware.errors import OutOfDomainError
+from hardware.fabric_load import hashed_load, planned_load, split_load
 from hardware.levels import Level, LinkKind
 from hardware.units import BytesPerSecond, Seconds
 
-__all__ = ["Fabric", "FabricKind", "fabric_levels", "largest_divisor", "slice_dims"]
+__all__ = ["Fabric", "FabricKind", "Routing", "fabric_levels", "largest_divisor", "slice_dims"]
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class Routing(StrEnum):
+    """How flows are put on the uplinks of a leaf."""
+
+    ECMP = "ecmp"
+    """Each flow by its hash: some uplinks get several, others none."""
+    PLANNED = "planned"
+    """Whole flows dealt one by one (traffic planning, C4)."""
+    SPLIT = "split"
+    """The flows that are left over are split, so that every uplink carries the same (Ethereal, spraying)."""
 
 
 class FabricKind(StrEnum):
@@ -69,6 +81,12 @@ class Fabric:
     """Nodes under one leaf switch or pod, which the oversubscription spares."""
     group_nodes: Count | None = None
     """Nodes of one dragonfly group."""
+    uplinks: Count | None = None
+    """Of one leaf; together with `routing` it says how evenly flows fill them."""
+    flows_per_node: Count = 1
+    """Flows that a node sends out of its leaf at once: one per NIC in a collective over all devices."""
+    routing: Routing | None = None
+    """Left out, uplinks carry what `oversubscription` says without collisions."""
     taper: Fraction = 1.0
     """Share of the injection rate that all groups together can send to each other."""
     far_latency_s: Seconds | None = None
@@ -86,6 +104,20 @@ class Fabric:
         if missing:
             message = f"a {self.kind} fabric needs {' and '.join(missing)}"
             raise ValueError(message)
+        if self.routing is not None and not (self.uplinks and self.leaf_nodes):
+            message = "routing needs uplinks and leaf_nodes: flows of a leaf share its uplinks"
+            raise ValueError(message)
+
+    @property
+    def even_frac(self) -> float:
+        """Share of the uplinks' rate that flows of the fullest uplink get: 1 where all carry the same."""
+        if self.routing is None or self.uplinks is None or self.leaf_nodes is None:
+            return 1.0
+        flows = self.leaf_nodes * self.flows_per_node
+        loads = {Routing.ECMP: hashed_load, Routing.PLANNED: planned_load, Routing.SPLIT: split_load}
+        # Below one flow per uplink a flow has an uplink of its own at best.
+        least = max(split_load(flows, self.uplinks), 1.0)
+        return least / max(loads[self.routing](flows, self.uplinks), 1.0)
 
     def reach(self, devices_per_node: int) -> float:
         """Return how many nodes of that size the fabric can join; infinite if nothing limits it."""
@@ -157,8 +189,8 @@ def _near(fabric: Fabric) -> tuple[float, float]:
     """Return how many nodes have the full rate among themselves, and the share of it outside."""
     if fabric.kind is FabricKind.DRAGONFLY and fabric.group_nodes is not None:
         return fabric.group_nodes, fabric.taper
-    if fabric.oversubscription > 1 or fabric.far_latency_s is not None:
-        return fabric.leaf_nodes or 1, 1 / fabric.oversubscription
+    if fabric.oversubscription > 1 or fabric.far_latency_s is not None or fabric.routing is not None:
+        return fabric.leaf_nodes or 1, fabric.even_frac / fabric.oversubscription
     return float("inf"), 1.0
 
 

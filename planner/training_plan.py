@@ -11,8 +11,10 @@ from costmodels.training import evaluate
 from hardware.cluster import Cluster
 from hardware.errors import InfeasibleError, InputError
 from planner.certificate import training_certificate
+from planner.device_order import follow_links
 from planner.facility import facility_note
 from planner.fit import memory_of
+from planner.flow_notes import flow_notes
 from planner.island_plan import plan_local_updates
 from planner.mixed_training import plan_mixed_training
 from planner.placement_plan import planned_placement
@@ -88,7 +90,7 @@ def _plan_alike(request: TrainRequest, job: TrainingJob, cluster: Cluster) -> Pl
         raise no_strategy(space, cluster)
     by_levels, num_by_levels = best_level_plans(request, job, cluster)
     costs = view.slowed(evaluate(job, cluster, found.best))
-    placed = planned_placement(found.best.strategy(0), job, cluster)
+    placement, network = _placed(found.best.strategy(0), job, cluster)
     plans = tuple(
         training_plan_of(
             found.best.strategy(row),
@@ -97,7 +99,7 @@ def _plan_alike(request: TrainRequest, job: TrainingJob, cluster: Cluster) -> Pl
             request=request,
             job=job,
             cluster=cluster,
-            placement=placed.placement if row == 0 else None,
+            placement=placement if row == 0 else None,
             cap_w=view.cap_w,
         )
         for row in range(len(found.best))
@@ -117,11 +119,18 @@ def _plan_alike(request: TrainRequest, job: TrainingJob, cluster: Cluster) -> Pl
             *training_diagnostics(job, cluster, plans[0].strategy),
             *view.notes,
             *([facility_note(request.facility)] if request.facility else []),
-            *placed.diagnostics,
+            *network,
         ),
         provenance=training_provenance(job, cluster),
         pareto=_front(job, cluster, found.front),
     )
+
+
+def _placed(strategy: Strategy, job: TrainingJob, cluster: Cluster) -> tuple[Placement, tuple[str, ...]]:
+    """Return where every rank runs, by measured links and links inside hosts, and what the network adds."""
+    placed = planned_placement(strategy, job, cluster)
+    placement, links = follow_links(placed.placement, strategy, cluster)
+    return placement, (*placed.diagnostics, *links, *flow_notes(strategy, job, cluster))
 
 
 def _with_levels(

@@ -1,10 +1,14 @@
+from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from costmodels.fabric_load import hashed_load, num_subflows, planned_load, split_load
 from costmodels.local_updates import local_update_cost
+from hardware.catalog import find_cluster
+from hardware.fabric import Fabric, FabricKind, Routing
+from hardware.fabric_load import hashed_load, num_subflows, planned_load, split_load
 
 
 def test_local_updates_hide_what_a_round_covers():
@@ -30,3 +34,27 @@ def test_splitting_reaches_the_exact_share():
     assert num_subflows(8, 4) == 8
     with pytest.raises(ValueError, match="0 uplinks"):
         split_load(4, 0)
+
+
+def test_routing_lowers_what_crosses_leaves():
+    fabric = Fabric(
+        name="net", kind=FabricKind.CLOS, technology="roce", latency_s=5e-6, leaf_nodes=4, uplinks=16,
+        flows_per_node=8, oversubscription=2.0,
+    )  # fmt: skip
+    shares = {
+        routing: replace(fabric, routing=routing).even_frac
+        for routing in (Routing.ECMP, Routing.PLANNED, Routing.SPLIT)
+    }
+    assert fabric.even_frac == shares[Routing.SPLIT] == shares[Routing.PLANNED] == 1.0
+    assert shares[Routing.ECMP] == pytest.approx(2.0 / hashed_load(32, 16))
+    uneven = replace(fabric, uplinks=12, routing=Routing.PLANNED)
+    assert uneven.even_frac == pytest.approx(32 / 12 / 3)
+    with pytest.raises(ValueError, match="routing needs uplinks"):
+        replace(fabric, uplinks=None, routing=Routing.ECMP)
+
+
+def test_levels_of_a_routed_cluster():
+    cluster = find_cluster(Path(__file__).resolve().parents[2] / "examples" / "clusters" / "clos-ecmp.yaml")
+    near, far = cluster.levels[-2:]
+    assert near.size == 32
+    assert far.bytes_per_s == pytest.approx(near.bytes_per_s / 2 * 2 / hashed_load(32, 16))
