@@ -28,6 +28,7 @@ from planner.ranks import default_placement
 from planner.remedy import no_strategy, nothing_fits
 from planner.request import TrainRequest, allowed_values, group_speeds, resolve
 from planner.search import search_space
+from planner.search_checks import search_checks
 from planner.sharding_plan import LevelPlan, best_level_plans, planned_sharding
 from planner.space import training_space
 
@@ -104,6 +105,8 @@ def _plan_alike(request: TrainRequest, job: TrainingJob, cluster: Cluster) -> Pl
         )
         for row in range(len(found.best))
     )
+    checked = replace(plans[0], certificate=plans[0].certificate + search_checks(found.best, job, cluster))
+    plans = (checked, *plans[1:])
     plans = _with_levels(plans, by_levels, request=request, job=job, cluster=cluster)
     return PlanFile(
         kind="train",
