@@ -106,8 +106,7 @@ def _plan_alike(request: TrainRequest, job: TrainingJob, cluster: Cluster) -> Pl
         for row in range(len(found.best))
     )
     checked = replace(plans[0], certificate=plans[0].certificate + search_checks(found.best, job, cluster))
-    plans = (checked, *plans[1:])
-    plans = _with_levels(plans, by_levels, request=request, job=job, cluster=cluster)
+    plans = _with_levels((checked, *plans[1:]), by_levels, request=request, job=job, cluster=cluster)
     return PlanFile(
         kind="train",
         request=plan_document(request),
