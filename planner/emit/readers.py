@@ -11,6 +11,7 @@ from typing import Any
 from costmodels.strategy import Recompute, Strategy
 from hardware.errors import InputError, SpecError
 from planner.emit.verify.flag_table import FlagTable, flag_table
+from planner.emit.verify.megatron_rules import layout_layers
 
 __all__ = ["KINDS", "RunningJob", "read_running_job"]
 
@@ -75,7 +76,9 @@ def _words(text: str, where: str) -> list[str]:
     )
     for name, value in values.items():
         joined = re.sub(rf"\$\{{{name}\}}|\${name}\b", value.strip('"'), joined)
-    joined = re.sub(r"[()]|\w+\+?=\(|\"?\$\{\w+\[@\]\}\"?", " ", joined)
+    # Parentheses of arrays go, those inside a quoted layout stay.
+    arrays = r"^\s*\(|\)\s*$|\w+\+?=\(|\"?\$\{\w+\[@\]\}\"?"
+    joined = re.sub(arrays, " ", joined, flags=re.MULTILINE)
     words: list[str] = []
     for line in joined.splitlines():
         try:
@@ -139,6 +142,8 @@ def _megatron(text: str, where: str, world: int | None) -> RunningJob:
     per_chunk = read.number("--num-layers-per-virtual-pipeline-stage", 0)
     vpp = read.number("--num-virtual-stages-per-pipeline-rank", 1)
     vpp = max(layers // pp // per_chunk, 1) if per_chunk else vpp
+    layout = options.get("--pipeline-model-parallel-layout")
+    vpp = max(len(layout_layers(layout)) // pp, 1) if layout else vpp
     recompute, kept = _megatron_recompute(options, read, vpp)
     if world is not None and world % (tp * pp * cp):
         read.problems.append(f"{world} ranks are no multiple of tensor {tp} x pipeline {pp} x context {cp}")

@@ -67,6 +67,18 @@ def test_a_script_by_hand(tmp_path: Path) -> None:
     assert "--tp 8 --pp 4 --dp 2" in estimate_command(job)
 
 
+def test_chunks_of_a_layout_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "run.sh"
+    path.write_text(
+        "x --num-layers 8 --pipeline-model-parallel-size 2 --micro-batch-size 1 --global-batch-size 8 "
+        "--seq-length 64 --pipeline-model-parallel-layout 'Et*2|(t*2|)*2t*2L'\n"
+    )
+    job = read_running_job("megatron-args", path)
+    assert job.strategy is not None
+    assert job.strategy.vpp == 2
+    assert job.ignored == ("--pipeline-model-parallel-layout",)
+
+
 @pytest.mark.parametrize(
     ("kind", "text", "said"),
     [
