@@ -97,7 +97,9 @@ def _pipeline(launch: TrainingLaunch) -> list[str]:
         lines.append(flag("--parallelism.pipeline_parallel_layers_per_stage", launch.stage_layers[0]))
         return lines
     # Uneven stages are named module by module: the option takes one word per model part.
-    lines.append(flag("--parallelism.module_fqns_per_model_part", *_module_names(launch.stage_layers)))
+    # Quoted, since commas in an array look like a mistake to shellcheck.
+    parts = " ".join(f"'{part}'" for part in _module_names(launch.stage_layers))
+    lines.append(f"--parallelism.module_fqns_per_model_part {parts}")
     return lines
 
 
