@@ -1,6 +1,6 @@
 """Reprint the placement and mixed-cluster figures, earlier systems' figures beside them.
 
-Run ``python benchmarks/placement_table.py [ROW ...]`` beside a checkout of the shared measurements; rows:
+Run ``python -m benchmarks.placement_table [ROW ...]`` beside a checkout of the shared measurements; rows:
 annealing, robust, scale, holmes, frontier, sailor, amp, fleets (all by default, a few minutes on one core).
 """
 
@@ -225,21 +225,21 @@ def frontier():
 
 def sailor():
     """Print the errors on Sailor's measured runs."""
-    from sailor_runs import main as sailor_main
+    from benchmarks.sailor_runs import main as sailor_main
 
     sailor_main()
 
 
 def amp():
     """Print rank correlations on AMP's trials."""
-    from amp_trials import main as amp_main
+    from benchmarks.amp_trials import main as amp_main
 
     amp_main()
 
 
 def fleets():
     """Print plans of mixed fleets."""
-    from mixed_fleets import main as fleets_main
+    from benchmarks.mixed_fleets import main as fleets_main
 
     fleets_main()
 
