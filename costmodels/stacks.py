@@ -52,6 +52,9 @@ class Stack:
     summary: str = ""
     flash: bool = True
     """Attention keeps no score matrix; recomputing it selectively costs nothing more."""
+    attention_kernel: str = "native"
+    """Fused attention: written for the device (``native``: cuDNN, FlashAttention-3) or portable (``flash1``,
+    ``flash2``: FlashAttention's first or second version, or Triton of their time)."""
     fused_sinks: bool = True
     """A fused attention kernel handles learned sinks and biases."""
     fused_norm: bool = True

@@ -55,6 +55,9 @@ class StepInputs:
     overlap_tp: Floats
     overlap_pp: Floats
     num_nodes: Floats
+    flash1_ratio: Floats
+    """Time of FlashAttention's first version over that of the device's own kernels."""
+    flash2_ratio: Floats
 
     def __len__(self) -> int:
         return len(self.pp)
@@ -191,5 +194,7 @@ def step_inputs(
         overlap_tp=configs.overlap_tp.astype(np.float64),
         overlap_pp=configs.overlap_pp.astype(np.float64),
         num_nodes=np.full(len(configs), float(num_nodes)),
+        flash1_ratio=np.full(len(configs), kernels.portable_attention_ratio("flash1")),
+        flash2_ratio=np.full(len(configs), kernels.portable_attention_ratio("flash2")),
         **rows,
     )

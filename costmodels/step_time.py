@@ -85,7 +85,9 @@ def _attention_s(inputs: StepInputs, stack: Stack) -> tuple[Floats, Floats]:
         forward, backward = layer.attn_fwd_s, layer.attn_bwd_s
         if not stack.fused_sinks:
             forward, backward = forward + layer.learned_fwd_s, backward + layer.learned_bwd_s
-        return forward * stack.attention, backward * stack.attention
+        ratios = {"flash1": inputs.flash1_ratio, "flash2": inputs.flash2_ratio}
+        slower = stack.attention * ratios.get(stack.attention_kernel, 1.0)
+        return forward * slower, backward * slower
     return layer.unfused_fwd_s * stack.attention, layer.unfused_bwd_s * stack.attention
 
 
