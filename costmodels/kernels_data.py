@@ -22,6 +22,7 @@ from hardware.errors import OutOfDomainError
 
 __all__ = [
     "MEASURED",
+    "SAME_DIE",
     "SCHEMA_VERSION",
     "Source",
     "find_surface",
@@ -36,7 +37,7 @@ SCHEMA_VERSION = 1
 MEASURED = ("a100-80gb", "b200", "gb200", "h100", "h200", "l40s")
 """Devices that have a coefficient file."""
 
-SAME_DIE = {
+SAME_DIE: dict[str, str] = {
     "a100-40gb": "a100-80gb",
     "a100-pcie-40gb": "a100-80gb",
     "a100-pcie-80gb": "a100-80gb",

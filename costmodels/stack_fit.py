@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from costmodels.stacks import FITTED, Stack
+from costmodels.stacks import FITTED, Stack, device_factor
 from costmodels.step_inputs import StepInputs
 from costmodels.step_time import StepParts, step_parts
 
@@ -64,6 +64,9 @@ _REFERENCE_SIGMA = 0.02
 _FAMILY_SIGMA_SCALE = 0.7
 _ASSUMED_RUNS = 20
 """Runs that a family's assumed values weigh as when its members are averaged."""
+_SHARED = ("host_s_per_op", "host_s_per_microbatch", "sync_s_per_collective", "dp_comm", "dp_exposed_frac")
+_SHIFT_WEIGHT = 5.0
+_SHIFT_MOST = 10.0
 _REACH = 5.0
 
 
@@ -109,7 +112,7 @@ def _fit_one(base: Stack, samples: StackSamples, rows: Index, prior: _Prior) -> 
     tables = [(samples.inputs.take(p), np.log(samples.measured_s[p])) for p in parts]
     start = np.log([max(prior.mean[n], 1e-7) for n in FITTED])
     spread = prior.scale * np.array([_PRIOR_SIGMA[n] for n in FITTED])
-    shift = np.log([prior.adjust.get(k, 1.0) for k in keys])
+    shift = np.log([device_factor(prior.adjust, k) for k in keys])
     adjust_spread = prior.scale * np.array([_adjust_sigma(k, samples) for k in keys])
 
     def stack_at(point: Floats) -> Stack:
@@ -171,7 +174,11 @@ def _pooled(
 def fit_stacks(
     bases: Mapping[str, Stack], samples: StackSamples, rows: Index
 ) -> tuple[dict[str, Stack], dict[str, float]]:
-    """Return the fitted stacks that have runs among `rows`, and the pooled factors per device and format."""
+    """Return all stacks, fitted where they have runs among `rows`, and the pooled factors per device and
+    format.
+
+    A stack without runs moves from what is assumed of it as far as the measured families moved on average.
+    """
     names = sorted(set(samples.stack[rows]))
     members = {n: rows[samples.stack[rows] == n] for n in names}
     counts = {n: len(m) for n, m in members.items()}
@@ -179,6 +186,8 @@ def fit_stacks(
     for name in names:
         mean = {n: float(getattr(bases[name], n)) for n in FITTED}
         first[name] = _fit_one(bases[name], samples, members[name], _Prior(mean, {}, 1.0))
+    shift = _shift(first, bases, counts)
+    bases = {n: _shifted(b, shift) for n, b in bases.items()}
     means, adjust = _pooled(first, bases, counts)
     shared = {n: sum(family(m) == family(n) for m in names) > 1 for n in names}
     second = {}
@@ -188,7 +197,29 @@ def fit_stacks(
             means[family(name)] if shared[name] else own, adjust, _FAMILY_SIGMA_SCALE if shared[name] else 1.0
         )
         second[name] = _fit_one(bases[name], samples, members[name], prior)
-    return second, adjust
+    return {**bases, **second}, adjust
+
+
+def _shift(
+    fitted: Mapping[str, Stack], bases: Mapping[str, Stack], counts: Mapping[str, int]
+) -> dict[str, float]:
+    """Return by which factor each coefficient moved from what was assumed, over all families, shrunk to one."""
+    total = dict.fromkeys(FITTED, 0.0)
+    weight = _SHIFT_WEIGHT
+    for name in sorted({family(n) for n in fitted}):
+        members = [n for n in fitted if family(n) == name]
+        runs = sum(counts[n] for n in members)
+        own = min(float(np.sqrt(runs)), _SHIFT_MOST)
+        weight += own
+        for n in FITTED:
+            moved = [np.log(max(getattr(fitted[m], n), 1e-9) / max(getattr(bases[m], n), 1e-9)) for m in members]
+            total[n] += own * float(np.average(moved, weights=[counts[m] for m in members]))
+    return {n: float(np.exp(total[n] / weight)) if n in _SHARED else 1.0 for n in FITTED}
+
+
+def _shifted(base: Stack, shift: Mapping[str, float]) -> Stack:
+    moved = {n: getattr(base, n) * shift[n] for n in FITTED}
+    return base.with_fitted({n: min(v, 1.0) if n.endswith("_frac") else v for n, v in moved.items()})
 
 
 def _on_device(stack: Stack, pooled: Mapping[str, float], key: str) -> Stack:

@@ -8,16 +8,18 @@ from measured runs; both kinds are kept apart in the coefficient file.
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from costmodels.in_force import in_force
+from costmodels.kernels_data import SAME_DIE
 from costmodels.reference_stack import DOES, PRIORS, REFERENCE_STACK
 from hardware.errors import UnknownNameError
 
-__all__ = ["FITTED", "Stack", "find_stack", "stack_names"]
+__all__ = ["FITTED", "Stack", "device_factor", "find_stack", "stack_names"]
 
 FITTED = (
     "gemm",
@@ -135,12 +137,12 @@ class Stack:
 
     def on(self, device: str, number_format: str) -> "Stack":
         """Return the stack as it runs on a device in a number format: its matmul factor, its launches."""
-        factor = dict(self.adjust).get(f"{device}/{number_format}", 1.0)
+        factor = device_factor(dict(self.adjust), f"{device}/{number_format}")
         host = _GRAPHED_HOST_FRAC if self.graphed and re.match(self.graphed, device) else 1.0
         return replace(
             self,
             gemm=self.gemm * factor,
-            experts=self.experts * factor,
+            experts=self.experts,
             host_s_per_op=self.host_s_per_op * host,
         )
 
@@ -150,6 +152,13 @@ class Stack:
         if unknown:
             raise UnknownNameError("stack coefficient", unknown[0], FITTED)
         return replace(self, **values)  # type: ignore[arg-type]
+
+
+def device_factor(factors: Mapping[str, float], key: str) -> float:
+    """Return the factor of a ``device/format``: its own, else that of a device with the same dies, else one."""
+    device, _, number_format = key.partition("/")
+    sibling = f"{SAME_DIE.get(device, device)}/{number_format}"
+    return factors.get(key, factors.get(sibling, 1.0))
 
 
 @cache
