@@ -24,7 +24,7 @@ from costmodels.layer_costs import matmul_dtype
 from costmodels.learned import MANY_DEVICES, Correction, box_of, correction_features
 from costmodels.run_table import read_run_table
 from costmodels.stack_fit import StackSamples, family, fit_stacks, predict_stacks, stack_parts
-from costmodels.stacks import FITTED, Stack, find_stack, stack_names
+from costmodels.stacks import ANCHORED, FITTED, Stack, find_stack, stack_names
 from costmodels.step_inputs import StepInputs
 from costmodels.strategy import ConfigTable
 from costmodels.training import training_inputs
@@ -205,9 +205,12 @@ def write(
     for name, entry in data["stacks"].items():
         entry |= {label: round(value, 4) for label, value in sigma.get(name, sigma[""]).items()}
         entry["adjust"] = shared
-        if name in fitted:
-            stack = fitted[name]
-            entry["fitted"] = {n: float(f"{getattr(stack, n):.5g}") for n in FITTED}
+        if name in ANCHORED:
+            continue
+        stack = fitted[name]
+        entry["fitted"] = {n: float(f"{getattr(stack, n):.5g}") for n in FITTED}
+        entry["evidence"] = f"no run of this stack; host and hiding moved as in {len(counts)} measured stacks"
+        if name in counts:
             entry["adjust"] = shared | {k: round(v, 4) for k, v in stack.adjust}
             entry["evidence"] = f"{counts[name]} measured runs; held-out MAPE {mape[name]:.1%}"
     stamp = {"samples": path.name, "samples_sha256": digest, "date": datetime.now(UTC).date().isoformat()}

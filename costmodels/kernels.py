@@ -29,14 +29,6 @@ __all__ = ["KernelModel", "KernelTime", "kernel_model"]
 _BACKWARD_EFFICIENCY = 0.85
 """Fused backward over forward, shares of peak: 63 % against 73 % on A100 (Dao, arXiv 2307.08691, sec. 4.1),
 550 against 650 TFLOP/s on H100 (Shah et al., arXiv 2407.08608, figs. 5 and 6, head size 128, causal)."""
-_PORTABLE_ATTENTION_FRAC = {"flash1": 0.30, "flash2": 0.60}
-"""Share of the rated peak that portable fused attention reaches, forward and backward together, on long causal
-sequences of A100 (Dao, arXiv 2307.08691: 25 to 40 % for the first version; for the second 73 % forward, 63 %
-backward, non-causal)."""
-_PORTABLE_FLOPS_PER_S_PER_UNIT = 335e12 / 132 / _PORTABLE_ATTENTION_FRAC["flash2"]
-"""Matrix rate of one compute unit by instructions that need no particular generation: the second version, as
-written for A100, reaches 335 TFLOP/s on H100 (ibid., section 4.1)."""
-_LONG_SEQUENCE = 16384.0
 _BACKWARD_LAUNCHES = 3.0
 """Kernels of a fused backward: row sums of output times gradient, main loop, query gradient's conversion."""
 _UNFUSED_PASSES = 4.0
@@ -279,22 +271,6 @@ class KernelModel:
         launch = self.launch_s()
         busy = np.maximum(forward - launch, 0.0)
         return _BACKWARD_LAUNCHES * launch + busy * BACKWARD_FLOPS_RATIO / _BACKWARD_EFFICIENCY
-
-    def portable_attention_ratio(self, implementation: str) -> float:
-        """Return the time of a portable fused attention over that of this device's own kernels, at length.
-
-        Parameters
-        ----------
-        implementation : ``flash1`` or ``flash2``.
-        """
-        machine = machine_of(self.device, find_format("bf16"))
-        per_unit = min(machine.peak_flops_per_s / machine.num_sms, _PORTABLE_FLOPS_PER_S_PER_UNIT)
-        rate = _PORTABLE_ATTENTION_FRAC[implementation] * per_unit * machine.num_sms
-        shape = {"batch": 1, "q_len": _LONG_SEQUENCE, "kv_len": _LONG_SEQUENCE, "heads": 32, "kv_heads": 32}
-        own = self.attention_s(**shape, head_dim=128) + self.attention_backward_s(**shape, head_dim=128)
-        area = _LONG_SEQUENCE * (_LONG_SEQUENCE + 1.0) / 2.0
-        flops = (1.0 + BACKWARD_FLOPS_RATIO) * 32 * area * 4 * 128
-        return float(flops / rate / own)
 
     def unfused_attention_s(
         self,

@@ -24,6 +24,8 @@ Index = npt.NDArray[np.intp]
 
 _NOISE = 0.05
 """Spread of repeated runs of one configuration across minor versions (median 5.5 %)."""
+_EXPERT_NOISE = 0.15
+"""The same with routed experts, whose kernels and dispatchers change most: up to 60 % between releases."""
 _PRIOR_SIGMA = {
     "gemm": 0.04,
     "attention": 0.4,
@@ -65,9 +67,14 @@ _FAMILY_SIGMA_SCALE = 0.7
 _ASSUMED_RUNS = 20
 """Runs that a family's assumed values weigh as when its members are averaged."""
 _SHARED = ("host_s_per_op", "host_s_per_microbatch", "sync_s_per_collective", "dp_comm", "dp_exposed_frac")
+"""What hosts and networks do to any framework; kernel factors are each implementation's own affair."""
 _SHIFT_WEIGHT = 5.0
+"""Weight of no shift at all, in square roots of runs (assumed)."""
 _SHIFT_MOST = 10.0
+"""Most that one family weighs, in square roots of runs (assumed)."""
 _REACH = 5.0
+_LEAST = 1e-7
+"""Stands for a coefficient of zero on the log axis."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,7 +117,8 @@ def _fit_one(base: Stack, samples: StackSamples, rows: Index, prior: _Prior) -> 
     keys = sorted(set(samples.key[rows]))
     parts = [rows[samples.key[rows] == k] for k in keys]
     tables = [(samples.inputs.take(p), np.log(samples.measured_s[p])) for p in parts]
-    start = np.log([max(prior.mean[n], 1e-7) for n in FITTED])
+    noises = [np.where(inputs.layer.expert_fwd_s > 0, _EXPERT_NOISE, _NOISE) for inputs, _ in tables]
+    start = np.log([max(prior.mean[n], _LEAST) for n in FITTED])
     spread = prior.scale * np.array([_PRIOR_SIGMA[n] for n in FITTED])
     shift = np.log([device_factor(prior.adjust, k) for k in keys])
     adjust_spread = prior.scale * np.array([_adjust_sigma(k, samples) for k in keys])
@@ -121,9 +129,10 @@ def _fit_one(base: Stack, samples: StackSamples, rows: Index, prior: _Prior) -> 
     def residual(point: Floats) -> Floats:
         stack = stack_at(point)
         pieces = []
-        for key, factor, (inputs, target) in zip(keys, np.exp(point[len(FITTED) :]), tables, strict=True):
+        factors = np.exp(point[len(FITTED) :])
+        for key, factor, (inputs, target), noise in zip(keys, factors, tables, noises, strict=True):
             on_device = replace(stack, adjust=((key, float(factor)),)).on(*key.split("/"))
-            pieces.append((np.log(step_parts(inputs, on_device).total_s) - target) / _NOISE)
+            pieces.append((np.log(step_parts(inputs, on_device).total_s) - target) / noise)
         pieces.append((point[: len(FITTED)] - start) / spread)
         pieces.append((point[len(FITTED) :] - shift) / adjust_spread)
         return np.concatenate(pieces)
@@ -203,22 +212,29 @@ def fit_stacks(
 def _shift(
     fitted: Mapping[str, Stack], bases: Mapping[str, Stack], counts: Mapping[str, int]
 ) -> dict[str, float]:
-    """Return by which factor each coefficient moved from what was assumed, over all families, shrunk to one."""
-    total = dict.fromkeys(FITTED, 0.0)
-    weight = _SHIFT_WEIGHT
-    for name in sorted({family(n) for n in fitted}):
-        members = [n for n in fitted if family(n) == name]
-        runs = sum(counts[n] for n in members)
-        own = min(float(np.sqrt(runs)), _SHIFT_MOST)
-        weight += own
-        for n in FITTED:
-            moved = [np.log(max(getattr(fitted[m], n), 1e-9) / max(getattr(bases[m], n), 1e-9)) for m in members]
-            total[n] += own * float(np.average(moved, weights=[counts[m] for m in members]))
-    return {n: float(np.exp(total[n] / weight)) if n in _SHARED else 1.0 for n in FITTED}
+    """Return by which factor the shared coefficients moved from what was assumed, over all families, shrunk
+    to one.
+    """
+    families = sorted({family(n) for n in fitted})
+    members = {f: [n for n in fitted if family(n) == f] for f in families}
+    weights = [min(float(np.sqrt(sum(counts[n] for n in members[f]))), _SHIFT_MOST) for f in families]
+    shift = {}
+    for coefficient in _SHARED:
+        total = 0.0
+        for name, weight in zip(families, weights, strict=True):
+            moved = [
+                np.log(
+                    max(getattr(fitted[m], coefficient), _LEAST) / max(getattr(bases[m], coefficient), _LEAST)
+                )
+                for m in members[name]
+            ]
+            total += weight * float(np.average(moved, weights=[counts[m] for m in members[name]]))
+        shift[coefficient] = float(np.exp(total / (sum(weights) + _SHIFT_WEIGHT)))
+    return shift
 
 
 def _shifted(base: Stack, shift: Mapping[str, float]) -> Stack:
-    moved = {n: getattr(base, n) * shift[n] for n in FITTED}
+    moved = {n: getattr(base, n) * factor for n, factor in shift.items()}
     return base.with_fitted({n: min(v, 1.0) if n.endswith("_frac") else v for n, v in moved.items()})
 
 

@@ -19,7 +19,7 @@ from costmodels.kernels_data import SAME_DIE
 from costmodels.reference_stack import DOES, PRIORS, REFERENCE_STACK
 from hardware.errors import UnknownNameError
 
-__all__ = ["FITTED", "Stack", "device_factor", "find_stack", "stack_names"]
+__all__ = ["ANCHORED", "FITTED", "Stack", "device_factor", "find_stack", "stack_names"]
 
 FITTED = (
     "gemm",
@@ -40,7 +40,7 @@ FITTED = (
 )
 """Coefficients that are fitted from measured runs; every other field states what the framework does."""
 
-_ANCHORED = ("megatron-deepspeed-2023",)
+ANCHORED = ("megatron-deepspeed-2023",)
 """Stacks whose own matmul factor rests on a published figure of the device they run on."""
 _GRAPHED_HOST_FRAC = 0.25
 """Launch time that is left where most of a layer is replayed as a graph (assumed)."""
@@ -155,7 +155,7 @@ class Stack:
 
 
 def device_factor(factors: Mapping[str, float], key: str) -> float:
-    """Return the factor of a ``device/format``: its own, else that of a device with the same dies, else one."""
+    """Return the factor of a ``device/format``: its own, or that of a device with the same dies, or one."""
     device, _, number_format = key.partition("/")
     sibling = f"{SAME_DIE.get(device, device)}/{number_format}"
     return factors.get(key, factors.get(sibling, 1.0))
@@ -201,7 +201,7 @@ def _shipped_stack(name: str, fitted: bool) -> Stack:
     if not fitted:
         return Stack(name=name, **entry["does"], **entry["assumed"])
     anchored = {key: item["factor"] for key, item in _file()["anchored_adjust"].items()}
-    factors = entry.get("adjust", {}) if name in _ANCHORED else anchored | entry.get("adjust", {})
+    factors = entry.get("adjust", {}) if name in ANCHORED else anchored | entry.get("adjust", {})
     spread = {label: entry[label] for label in ("sigma", "sigma_experts") if label in entry}
     return Stack(
         name=name,

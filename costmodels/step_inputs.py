@@ -13,6 +13,7 @@ import numpy.typing as npt
 from costmodels.collectives import Collective, collective_s, p2p_s
 from costmodels.job import TrainingJob
 from costmodels.kernels import KernelModel
+from costmodels.kernels_portable import portable_attention_ratio
 from costmodels.keys import Keys, shard_degree
 from costmodels.layer_costs import LayerCosts, Shards, element_bytes, layer_costs
 from costmodels.parameters import RankParameters, rank_parameters
@@ -194,7 +195,7 @@ def step_inputs(
         overlap_tp=configs.overlap_tp.astype(np.float64),
         overlap_pp=configs.overlap_pp.astype(np.float64),
         num_nodes=np.full(len(configs), float(num_nodes)),
-        flash1_ratio=np.full(len(configs), kernels.portable_attention_ratio("flash1")),
-        flash2_ratio=np.full(len(configs), kernels.portable_attention_ratio("flash2")),
+        flash1_ratio=np.full(len(configs), portable_attention_ratio(kernels, "flash1")),
+        flash2_ratio=np.full(len(configs), portable_attention_ratio(kernels, "flash2")),
         **rows,
     )

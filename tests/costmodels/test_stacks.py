@@ -3,7 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from costmodels.kernels import kernel_model
 from costmodels.kernels_fit import TreeSettings, fit_trees
+from costmodels.kernels_portable import portable_attention_ratio
 from costmodels.keys import Keys
 from costmodels.learned import FEATURES, Correction, box_of, find_correction
 from costmodels.run_table import RunRow
@@ -13,6 +15,7 @@ from costmodels.stacks import FITTED, Stack, find_stack, stack_names
 from costmodels.step_time import step_parts
 from costmodels.strategy import ConfigTable, Strategy
 from costmodels.training import training_inputs
+from hardware.catalog import find_device
 from hardware.errors import UnknownNameError
 from tests.costmodels.cases import cluster, gpt_job
 
@@ -31,6 +34,36 @@ def test_device_factor_scales_matmul_only() -> None:
     assert stack.on("h100", "bf16").gemm == pytest.approx(1.2)
     assert stack.on("h100", "bf16").vector == 1.0
     assert stack.on("a100-80gb", "bf16").gemm == 1.0
+
+
+def test_device_without_a_factor_borrows_that_of_the_same_dies() -> None:
+    stack = replace(Stack(name="x"), adjust=(("h100/bf16", 1.2),))
+    assert stack.on("h100-pcie", "bf16").gemm == pytest.approx(1.2)
+    assert stack.on("h100-pcie", "fp8").gemm == 1.0
+
+
+def test_portable_attention_falls_behind_on_later_devices() -> None:
+    """FlashAttention-2 runs at 335 TFLOP/s on H100 (its paper) and twice as fast as the first version."""
+    job = replace(gpt_job(), seq_len=16384)
+    table = ConfigTable.from_strategies([Strategy(tp=8, dp=2)])
+    times = {}
+    for device in ("a100-80gb", "h100"):
+        inputs = training_inputs(job, cluster(device=device), table)
+        for kernel in ("native", "flash1", "flash2"):
+            stack = Stack(name="x", attention_kernel=kernel)
+            times[device, kernel] = float(step_parts(inputs, stack).forward_s[0])
+    assert times["h100", "flash1"] > times["h100", "flash2"] > 1.1 * times["h100", "native"]
+    assert times["a100-80gb", "flash1"] > times["a100-80gb", "flash2"]
+    assert times["a100-80gb", "flash2"] < 1.05 * times["a100-80gb", "native"]
+
+
+def test_portable_attention_reaches_its_published_rate() -> None:
+    kernels = kernel_model(find_device("h100"))
+    shape = {"batch": 1, "q_len": 16384, "kv_len": 16384, "heads": 32, "kv_heads": 32, "head_dim": 128}
+    native_s = float(kernels.attention_s(**shape) + kernels.attention_backward_s(**shape))
+    flops = 3.5 * 32 * 16384 * 16385 / 2 * 4 * 128
+    rate = flops / (native_s * portable_attention_ratio(kernels, "flash2"))
+    assert rate == pytest.approx(335e12, rel=1e-3)
 
 
 def test_unknown_coefficient_is_refused() -> None:
@@ -88,6 +121,27 @@ def test_fit_recovers_a_slower_stack_from_its_runs() -> None:
     assert np.abs(predicted / samples.measured_s - 1).max() < 0.03
     assert fitted["made-up"].attention > 1.4
     assert fitted["made-up"].dp_comm > 1.4
+
+
+def test_a_stack_without_runs_moves_with_the_measured_ones() -> None:
+    """Hosts slower than assumed on a measured stack are expected of one never measured; its kernels stay."""
+    strategies = [Strategy(tp=8, dp=2, micro_batch=1), Strategy(tp=4, dp=4, micro_batch=1)] * 20
+    inputs = training_inputs(
+        replace(gpt_job(), seq_len=256), cluster(), ConfigTable.from_strategies(strategies)
+    )
+    believed = Stack(name="seen", host_s_per_op=5e-5)
+    samples = StackSamples(
+        inputs=inputs,
+        measured_s=step_parts(inputs, replace(believed, host_s_per_op=1.5e-4)).total_s,
+        stack=np.array(["seen"] * len(strategies)),
+        key=np.array(["a100-80gb/bf16"] * len(strategies)),
+        unmeasured=frozenset(),
+    )
+    bases = {"seen": believed, "unseen": Stack(name="unseen", host_s_per_op=1e-5)}
+    fitted, _ = fit_stacks(bases, samples, np.arange(len(strategies)))
+    assert fitted["seen"].host_s_per_op > 1e-4
+    assert 1.1e-5 < fitted["unseen"].host_s_per_op < 3e-5
+    assert fitted["unseen"].attention == 1.0
 
 
 def test_correction_is_silent_outside_its_box() -> None:
