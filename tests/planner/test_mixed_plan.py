@@ -36,7 +36,7 @@ def test_layers_follow_the_attained_speed():
     cluster = find_cluster("holmes-hybrid")
     options = {"micro_batches": (1,), "recomputes": (Recompute.FULL,), "top": 10**6}
     found = best_mixed_pipelines(JOB, cluster, attained={0: 2.0, 1: 1.0}, **options)
-    two = next(p for p in found if p.strategy.pp == 2)
+    two = next(p for p in found if p.strategy.pp == 2 and p.strategy.tp == 2)
     layers = {s.group: s.num_layers for s in two.stages}
     assert 25 <= layers[0] <= 28
 

@@ -27,7 +27,7 @@ def test_measured_links_move_hosts(meshwright: Meshwright, tmp_path: Path) -> No
     assert planned.exit_code == 0, planned.output
     document = json.loads(plan.read_text())
     placement = document["plans"][0]["placement"]
-    assert placement["gain_frac"] > 0.1
+    assert placement["gain_frac"] > 0.02  # what is left of it depends on how much of the network is hidden
     assert {rank["host"] for rank in placement["ranks"]} == {f"node{i:02d}" for i in range(8)}
     assert any("90 % interval" in note for note in document["diagnostics"])
 
