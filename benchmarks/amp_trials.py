@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-from costmodels.memory import memory_coefficients, usable_bytes
+from costmodels.memory.peak import memory_coefficients, usable_bytes
 from hardware.catalog import find_device
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "placement" / "amp"

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from fit_collectives import NAMES, SYSTEMS, read, samples
 
-from costmodels.collective_curves import Curve, fit_curve, traffic_factor
-from costmodels.collectives import SERVING, Collective, collective_s
-from costmodels.expert_exchange import ExchangeKernel, moe_combine_s, moe_dispatch_s
+from costmodels.collectives.curves import Curve, fit_curve, traffic_factor
+from costmodels.collectives.expert_exchange import ExchangeKernel, moe_combine_s, moe_dispatch_s
+from costmodels.collectives.times import SERVING, Collective, collective_s
 from hardware.catalog import find_cluster
 from hardware.levels import Level, LinkKind
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from costmodels.collective_curves import fit_curve
+from costmodels.collectives.curves import fit_curve
 
 OUT = Path(__file__).resolve().parents[1] / "costmodels" / "data" / "coefficients" / "collectives"
 SYSTEMS = {

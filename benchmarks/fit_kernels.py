@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from costmodels.kernels_data import MEASURED, SCHEMA_VERSION, load, rated_device, rated_numbers
-from costmodels.kernels_fit import Fitted, Sibling, TreeSettings, fit_surface
-from costmodels.kernels_machine import find_format, machine_of
-from costmodels.kernels_samples import KernelSamples, file_sha256, read_kernel_samples
+from costmodels.kernels.data import MEASURED, SCHEMA_VERSION, load, rated_device, rated_numbers
+from costmodels.kernels.fit import Fitted, Sibling, TreeSettings, fit_surface
+from costmodels.kernels.machine import find_format, machine_of
+from costmodels.kernels.samples import KernelSamples, file_sha256, read_kernel_samples
 from hardware.catalog import find_device
 from hardware.device import Device
 
@@ -192,8 +192,8 @@ def _pool(
     fits: dict[str, dict[str, float]],
     rows: list[tuple[Device, dict[str, npt.NDArray[np.float64]], npt.NDArray[np.float64], str]],
 ) -> dict[str, Any]:
-    from costmodels.kernels_samples import FAMILIES
-    from costmodels.kernels_surface import box_columns
+    from costmodels.kernels.samples import FAMILIES
+    from costmodels.kernels.surface import box_columns
 
     family, fmt = FAMILIES[key.split("/")[0]], find_format(key.split("/")[1])
     logs = []

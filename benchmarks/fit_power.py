@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.power_samples import cap_samples, family_means, matmul_samples, serving_samples
-from costmodels.power_kernels import MatmulPower, PowerMachine, matmul_features
-from costmodels.power_response import fit_cap_responses
-from costmodels.power_serving import fit_serving_power
-from costmodels.power_trees import fit_free_trees
+from costmodels.power.kernels import MatmulPower, PowerMachine, matmul_features
+from costmodels.power.response import fit_cap_responses
+from costmodels.power.serving import fit_serving_power
+from costmodels.power.trees import fit_free_trees
 
 OUT = Path(__file__).parents[1] / "costmodels" / "data" / "coefficients" / "power"
 MACHINES = {

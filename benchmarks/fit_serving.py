@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.serving_fit import Effects, LoopPoint, fit_effects, fitted_engine, point_weights
-from costmodels.backtest_serving import latency_errors
-from costmodels.serving_correction import ServingCorrection, fit_serving_correction
-from costmodels.serving_predict import point_kind
-from costmodels.serving_runs import ServingRun, read_serving_runs
+from costmodels.backtest.serving import latency_errors
+from costmodels.serving.correction import ServingCorrection, fit_serving_correction
+from costmodels.serving.predict import point_kind
+from costmodels.serving.runs import ServingRun, read_serving_runs
 
 __all__ = ["main"]
 

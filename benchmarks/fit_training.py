@@ -18,17 +18,17 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodels.accuracy import Errors, errors
-from costmodels.kernels import kernel_model
-from costmodels.kernels_fit import TreeSettings, fit_trees
-from costmodels.layer_costs import matmul_dtype
-from costmodels.learned import MANY_DEVICES, Correction, box_of, correction_features
+from costmodels.kernels.fit import TreeSettings, fit_trees
+from costmodels.kernels.times import kernel_model
 from costmodels.run_table import read_run_table
-from costmodels.stack_fit import StackSamples, family, fit_stacks, predict_stacks, stack_parts
 from costmodels.stacks import ANCHORED, FITTED, Stack, find_stack, stack_names
-from costmodels.step_inputs import StepInputs
 from costmodels.strategy import ConfigTable
-from costmodels.training import training_inputs
-from costmodels.training_runs import NEEDED_COLUMNS, Run, group_runs, parse_runs
+from costmodels.training.evaluate import training_inputs
+from costmodels.training.layer_costs import matmul_dtype
+from costmodels.training.learned import MANY_DEVICES, Correction, box_of, correction_features
+from costmodels.training.runs import NEEDED_COLUMNS, Run, group_runs, parse_runs
+from costmodels.training.stack_fit import StackSamples, family, fit_stacks, predict_stacks, stack_parts
+from costmodels.training.step_inputs import StepInputs
 
 Floats = npt.NDArray[np.float64]
 Index = npt.NDArray[np.intp]

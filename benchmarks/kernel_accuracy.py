@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.fit_kernels import SAMPLES, group_names, select, tables
-from costmodels.kernels_data import MEASURED, load, rated_device, rated_numbers
-from costmodels.kernels_fit import errors
-from costmodels.kernels_machine import Family, Format, Machine, find_format, machine_of
+from costmodels.kernels.data import MEASURED, load, rated_device, rated_numbers
+from costmodels.kernels.fit import errors
+from costmodels.kernels.machine import Family, Format, Machine, find_format, machine_of
 from hardware.catalog import find_device
 
 Floats = npt.NDArray[np.float64]

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from costmodels.calibrated import using
-from costmodels.calibration_file import calibration_text, read_calibration
+from costmodels.calibration.file import calibration_text, read_calibration
 from costmodels.samples import Sample, read_samples
 from planner.calibration import calibrate_files
 from planner.cli.render_calibration import print_calibration

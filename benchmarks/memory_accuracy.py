@@ -20,13 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
-from costmodels.backtest_memory import backtest_memory
-from costmodels.memory import memory_coefficients, peak_memory, stage_memory, usable_bytes
-from costmodels.memory_coefficients import golden_coefficients
+from costmodels.backtest.memory import backtest_memory
+from costmodels.memory.coefficients import golden_coefficients
+from costmodels.memory.peak import memory_coefficients, peak_memory, stage_memory, usable_bytes
 from costmodels.run_table import read_run_table
 from costmodels.stacks import find_stack
 from costmodels.strategy import ConfigTable
-from costmodels.training_runs import NEEDED_COLUMNS, parse_runs
+from costmodels.training.runs import NEEDED_COLUMNS, parse_runs
 
 CONSTANTS = ("base_bytes", "deterministic_bytes", "pipeline_bytes", "local_bytes")
 FILE = Path(__file__).parents[1] / "costmodels" / "data" / "coefficients" / "training" / "memory.json"

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from costmodels.hetero_training import HeteroModel, HeteroPlan, HeteroStage, MemoryTerms
-from costmodels.layer_profiles import LinkCurve, read_layer_profile, read_layer_table
-from planner.hetero_search import HeteroFleet, best_hetero_plan
+from costmodels.training.hetero import HeteroModel, HeteroPlan, HeteroStage, MemoryTerms
+from costmodels.training.layer_profiles import LinkCurve, read_layer_profile, read_layer_table
+from planner.training.hetero_search import HeteroFleet, best_hetero_plan
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "placement" / "sailor"
 TYPES = ("A100-40", "V100-16")

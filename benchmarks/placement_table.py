@@ -16,11 +16,11 @@ from costmodels.job import TrainingJob
 from costmodels.models import find_model
 from costmodels.sharding_levels import ShardLevels, level_costs
 from costmodels.strategy import ConfigTable, Recompute, Strategy
-from costmodels.training import evaluate
+from costmodels.training.evaluate import evaluate
 from hardware.catalog import find_cluster
 from hardware.cluster import Cluster
 from hardware.importers.mpigraph import import_mpigraph
-from planner.mixed_plan import best_mixed_pipelines
+from planner.training.mixed_plan import best_mixed_pipelines
 from solvers.placement import solve_placement
 from solvers.placement_links import believe_links, solve_robust_placement
 from solvers.placement_problem import PlacementProblem, chain_term, ring_term

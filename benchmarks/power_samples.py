@@ -6,8 +6,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from costmodels.power_kernels import FORMATS
-from costmodels.power_serving import MEASURED_DEVICES, ServingRuns
+from costmodels.power.kernels import FORMATS
+from costmodels.power.serving import MEASURED_DEVICES, ServingRuns
 from hardware.errors import InputError
 
 RATED_W = {"A40": 300.0, "P100": 250.0, "RTX6000": 260.0, "V100": 250.0}

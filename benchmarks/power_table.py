@@ -16,10 +16,10 @@ import numpy as np
 
 from benchmarks.fit_power import MACHINES, held_out_caps, held_out_matmul, held_out_serving, model_folds
 from benchmarks.power_samples import cap_samples, matmul_samples, serving_samples
-from costmodels.pipeline_orders import Schedule
-from planner.power_pipeline import pipeline_problem
-from planner.power_request import RowSection
-from planner.power_rows import row_choices
+from costmodels.training.pipeline_orders import Schedule
+from planner.power.pipeline import pipeline_problem
+from planner.power.request import RowSection
+from planner.power.rows import row_choices
 from solvers.time_energy import ClockCurve, fastest_s, frontier, round_clocks
 
 MATMUL_ANCHORS = {"h200-vllm": (7.7, 6), "b200-trtllm": (6.8, 6), "gb200-trtllm": (9.1, 8)}
@@ -91,7 +91,7 @@ def clocks(data):
     for static in (False, True):
         problem = published_instance(path)
         if static:
-            from planner.power_pipeline import static_clocks
+            from planner.power.pipeline import static_clocks
 
             problem = static_clocks(problem)
         started = time.perf_counter()

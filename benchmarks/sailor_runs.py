@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from costmodels.hetero_training import HeteroModel, HeteroPlan, HeteroStage, MemoryTerms, hetero_cost
-from costmodels.layer_profiles import LayerProfile, LinkCurve, read_layer_profile, read_layer_table
+from costmodels.training.hetero import HeteroModel, HeteroPlan, HeteroStage, MemoryTerms, hetero_cost
+from costmodels.training.layer_profiles import LayerProfile, LinkCurve, read_layer_profile, read_layer_table
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "placement" / "sailor"
 MODELS = {"OPT-350": "OPT-350", "GPT-NEO": "GPT-Neo-2.7"}

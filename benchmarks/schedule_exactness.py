@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 
-from costmodels.pipeline import Schedule, StageTimes, exact_step_s, flush_s
+from costmodels.training.pipeline import Schedule, StageTimes, exact_step_s, flush_s
 
 TRIALS = 200
 SPREADS = (0.0, 0.1, 0.3, 1.0)

@@ -14,12 +14,12 @@ from time import perf_counter, process_time
 
 from costmodels.job import TrainingJob
 from costmodels.stacks import find_stack
-from costmodels.training import evaluate
+from costmodels.training.evaluate import evaluate
 from hardware.cluster import Cluster
-from planner.fit import memory_of
 from planner.request import TrainRequest, resolve
-from planner.search import join, search_space
-from planner.space import TrainingSpace, training_space
+from planner.training.memory_fit import memory_of
+from planner.training.search import join, search_space
+from planner.training.space import TrainingSpace, training_space
 
 NODES = (64, 128, 256, 512)
 RATE_NODES, RATE_BATCH, RATE_SEQ_LEN = 576, 9216, 4608

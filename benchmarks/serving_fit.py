@@ -15,14 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodels.graph import ModelGraph
-from costmodels.serving import iteration_cost
-from costmodels.serving_closed_loop import LoopResult, run_closed_loop
-from costmodels.serving_config import ServingTable
-from costmodels.serving_engine import EngineStack, KernelScales, expert_format, find_engine
-from costmodels.serving_machine import system_device
-from costmodels.serving_operators import IterationWork, ServingMachine
-from costmodels.serving_predict import closed_loop
-from costmodels.serving_runs import ServingRun
+from costmodels.serving.closed_loop import LoopResult, run_closed_loop
+from costmodels.serving.config import ServingTable
+from costmodels.serving.engine import EngineStack, KernelScales, expert_format, find_engine
+from costmodels.serving.iteration import iteration_cost
+from costmodels.serving.machine import system_device
+from costmodels.serving.operators import IterationWork, ServingMachine
+from costmodels.serving.predict import closed_loop
+from costmodels.serving.runs import ServingRun
 
 __all__ = ["PARTS", "Effects", "LoopPoint", "fit_effects", "fitted_engine", "point_weights"]
 

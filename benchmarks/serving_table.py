@@ -14,18 +14,18 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.helix_instances import INSTANCES, read_instance
-from costmodels.backtest_serving import backtest_serving
+from costmodels.backtest.serving import backtest_serving
 from costmodels.graph_import.transformer import transformer_graph
 from costmodels.models import find_model
-from costmodels.serving import iteration_cost
-from costmodels.serving_bound import throughput_bound_tokens_per_s
-from costmodels.serving_config import Quant, ServingConfig, ServingTable
-from costmodels.serving_engine import find_engine
-from costmodels.serving_machine import device_machine, serving_machine
-from costmodels.serving_operators import IterationWork
+from costmodels.serving.bound import throughput_bound_tokens_per_s
+from costmodels.serving.config import Quant, ServingConfig, ServingTable
+from costmodels.serving.engine import find_engine
+from costmodels.serving.iteration import iteration_cost
+from costmodels.serving.machine import device_machine, serving_machine
+from costmodels.serving.operators import IterationWork
 from hardware.catalog import find_device, find_node
-from planner.serving_plan import plan_serving
-from planner.serving_request import read_serve_request
+from planner.serving.flow import plan_serving
+from planner.serving.request import read_serve_request
 from solvers.gpu_mix import MixProblem, solve_mix
 from solvers.serving_placement import solve_layer_flow
 

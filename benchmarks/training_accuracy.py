@@ -27,12 +27,12 @@ from benchmarks.fit_training import (
     sigmas,
 )
 from costmodels.accuracy import Errors, errors
-from costmodels.learned import MANY_DEVICES
 from costmodels.model_flops import training_flops
-from costmodels.stack_fit import StackSamples, fit_stacks, predict_stacks
 from costmodels.stacks import find_stack, stack_names
-from costmodels.training import rated_peak_flops_per_s
-from costmodels.training_runs import Run
+from costmodels.training.evaluate import rated_peak_flops_per_s
+from costmodels.training.learned import MANY_DEVICES
+from costmodels.training.runs import Run
+from costmodels.training.stack_fit import StackSamples, fit_stacks, predict_stacks
 
 Floats = npt.NDArray[np.float64]
 

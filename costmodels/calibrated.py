@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from costmodels.collective_curves import Technology
+from costmodels.collectives.curves import Technology
 from costmodels.in_force import in_force, standing_in
-from costmodels.kernels_machine import Family, Floats, Format
-from costmodels.kernels_surface import Surface
+from costmodels.kernels.machine import Family, Floats, Format
+from costmodels.kernels.surface import Surface
 from costmodels.stacks import Stack
 
 __all__ = ["Calibration", "KernelCalibration", "MemoryCurve", "current", "using"]

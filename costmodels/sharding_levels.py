@@ -9,8 +9,8 @@ over O / W. ZeRO-3 is W = G = O = all replicas; MiCS one smaller group for all t
 2205.00119); ZeRO++'s hpZ a second copy in the node (G. Wang et al., arXiv 2306.10209); weights in a package,
 gradients in a node and optimizer over the world is arXiv 2501.04266.
 
-Collectives hide under the layer that computes meanwhile, as in `costmodels.step_time`. Quantised weights and
-gradients (8 and 4 bits, qwZ and qgZ) move fewer bytes and change the numbers that are computed.
+Collectives hide under the layer that computes meanwhile, as in `costmodels.training.step_time`. Quantised
+weights and gradients (8 and 4 bits, qwZ and qgZ) move fewer bytes and change the numbers that are computed.
 """
 
 from collections.abc import Sequence
@@ -20,15 +20,15 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from costmodels.collectives import Collective, collective_s
+from costmodels.collectives.times import Collective, collective_s
 from costmodels.cost_table import CostTable
-from costmodels.feasibility import fits_probability
 from costmodels.job import TrainingJob
-from costmodels.memory import memory_coefficients, peak_memory, usable_bytes
+from costmodels.memory.feasibility import fits_probability
+from costmodels.memory.peak import memory_coefficients, peak_memory, usable_bytes
 from costmodels.parameters import rank_parameters
 from costmodels.stacks import Stack, find_stack
 from costmodels.strategy import ConfigTable
-from costmodels.training import evaluate
+from costmodels.training.evaluate import evaluate
 from hardware.cluster import Cluster
 from hardware.levels import Level
 
@@ -94,7 +94,8 @@ def level_costs(
 ) -> CostTable:
     """Return the cost of every row of one stage (pp, cp, ep and vpp 1), sharded at the levels of that row.
 
-    Gradient and weight traffic replace what `costmodels.training.evaluate` costs for a sharded optimizer.
+    Gradient and weight traffic replace what `costmodels.training.evaluate.evaluate` costs for a sharded
+    optimizer.
     """
     stack, ends = find_stack(job.stack), _columns(levels)
     sharded = np.where(configs.dp > ends.optimizer_ranks, ends.optimizer_ranks, 0)

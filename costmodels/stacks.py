@@ -15,7 +15,7 @@ from importlib.resources import files
 from typing import Any
 
 from costmodels.in_force import in_force
-from costmodels.kernels_data import SAME_DIE
+from costmodels.kernels.data import SAME_DIE
 from costmodels.reference_stack import DOES, PRIORS, REFERENCE_STACK
 from hardware.errors import UnknownNameError
 

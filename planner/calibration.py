@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from costmodels.calibration_file import calibrate, read_calibration
+from costmodels.calibration.file import calibrate, read_calibration
 from costmodels.samples import Sample, read_samples
 from hardware.catalog import find_cluster
 from hardware.errors import InputError, OutOfDomainError

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from costmodels.power import HOST_FRAC, Facility
+from costmodels.power.draw import HOST_FRAC, Facility
 from hardware.pricing import find_carbon_intensity
 
 __all__ = ["FacilityOption", "FacilityOptions", "SiteEnergy", "facility_note", "site_energy"]

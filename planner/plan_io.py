@@ -27,8 +27,8 @@ __all__ = [
 
 PLAN_TYPES: dict[str, tuple[str, str]] = {
     "train": ("planner.plan", "TrainingPlan"),
-    "serve": ("planner.serving_types", "ServingPlan"),
-    "power": ("planner.power_types", "PowerPlan"),
+    "serve": ("planner.serving.plan", "ServingPlan"),
+    "power": ("planner.power.plan", "PowerPlan"),
 }
 """Module and class of one plan, by the kind of its file."""
 

@@ -25,7 +25,7 @@ from planner.plan_io import plan_document
 from planner.profiling.launch import measure_locally
 from planner.profiling.plan_tasks import step_task
 from planner.request import TrainRequest, resolve
-from planner.training_plan import plan_training
+from planner.training.flow import plan_training
 
 __all__ = ["Candidate", "TuneRequest", "command_runner", "expected_gain", "local_runner", "tune"]
 

@@ -120,5 +120,5 @@ def test_help_loads_nothing_but_the_command_line() -> None:
 
 
 def test_a_training_plan_starts_without_heavy_imports() -> None:
-    loaded = _loaded_by("import planner.training_plan, planner.request, planner.cli.render")
+    loaded = _loaded_by("import planner.training.flow, planner.request, planner.render")
     assert not loaded & {*HEAVY, "networkx"}

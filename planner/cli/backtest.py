@@ -23,7 +23,7 @@ def backtest_train(
 ) -> None:
     """Compare predicted step times, ranks and feasibility with measured training runs."""
     with readable_errors(), calibrated_by(calibration):
-        from costmodels.backtest_training import backtest_training
+        from costmodels.backtest.training import backtest_training
 
         _print(backtest_training(runs, by=by), as_json=json)
 
@@ -35,7 +35,7 @@ def backtest_memory(
 ) -> None:
     """Compare predicted peak memory with measured runs."""
     with readable_errors():
-        from costmodels.backtest_memory import backtest_memory as compare
+        from costmodels.backtest.memory import backtest_memory as compare
 
         _print(compare(runs, by=by), as_json=json)
 
@@ -50,7 +50,7 @@ def backtest_kernels(
 ) -> None:
     """Compare predicted kernel times with measured ones."""
     with readable_errors(), calibrated_by(calibration):
-        from costmodels.backtest_kernels import backtest_kernels as compare
+        from costmodels.backtest.kernels import backtest_kernels as compare
 
         _print(compare(runs, device=device, op=op, by=by), as_json=json)
 
@@ -62,7 +62,7 @@ def backtest_serve(
 ) -> None:
     """Compare predicted TTFT and TPOT with measured serving points."""
     with readable_errors():
-        from costmodels.backtest_serving import backtest_serving
+        from costmodels.backtest.serving import backtest_serving
 
         _print(backtest_serving(runs, by=by), as_json=json)
 
@@ -71,6 +71,6 @@ def _print(result: Any, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json_module.dumps(result.to_json(), allow_nan=False))
         return
-    from planner.cli.render import print_errors
+    from planner.render import print_errors
 
     print_errors(result.table_rows())

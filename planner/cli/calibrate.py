@@ -36,7 +36,7 @@ def calibrate(
 ) -> None:
     """Fit kernels, links and the reference step; says how it did on held-out shapes."""
     with readable_errors():
-        from costmodels.calibration_file import calibration_text
+        from costmodels.calibration.file import calibration_text
         from planner.calibration import calibrate_files
         from planner.plan_io import write_text
 

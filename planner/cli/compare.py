@@ -8,7 +8,7 @@ from planner.cli.errors import readable_errors
 from planner.cli.options import JsonOption
 
 if TYPE_CHECKING:
-    from planner.serving_types import ServingPlan
+    from planner.serving.plan import ServingPlan
 
 __all__ = ["compare"]
 
@@ -21,8 +21,8 @@ def compare(
     """Say how two plans differ and what each difference costs."""
     with readable_errors():
         from hardware.errors import InputError
-        from planner.compare import compare_plans, read_one_plan
         from planner.plan_io import plan_text
+        from planner.training.compare import compare_plans, read_one_plan
 
         (kind, a), (other, b) = read_one_plan(first), read_one_plan(second)
         if kind != other:
@@ -45,7 +45,7 @@ def compare(
 def _compare_serving(first: "ServingPlan", second: "ServingPlan", *, json: bool) -> None:
     """Print how two serving plans differ."""
     from planner.plan_io import plan_text
-    from planner.serving_compare import compare_serving
+    from planner.serving.compare import compare_serving
 
     comparison = compare_serving(first, second)
     if json:

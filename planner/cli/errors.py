@@ -32,7 +32,7 @@ def calibrated_by(path: Path | None) -> Iterator[None]:
         yield
         return
     from costmodels.calibrated import using
-    from costmodels.calibration_file import read_calibration
+    from costmodels.calibration.file import read_calibration
 
     with using(read_calibration(path)):
         yield

@@ -67,11 +67,11 @@ def estimate_train(
         from dataclasses import fields
 
         from costmodels.strategy import Strategy
-        from planner.estimate import estimate_training
         from planner.plan import strategy_from_document
         from planner.plan_io import plan_text, write_plan
         from planner.request import read_train_request
         from planner.spec import spec_value
+        from planner.training.estimate import estimate_training
 
         names = ("model", "cluster", "nodes", "seq_len", "global_batch", "precision", "stack", "optimizer")
         flags = {name: given[name] for name in names} | {"catalog": tuple(catalog or ())}
@@ -83,6 +83,6 @@ def estimate_train(
         if json:
             typer.echo(plan_text(plan), nl=False)
             return
-        from planner.cli.render import print_training_plans
+        from planner.render import print_training_plans
 
         print_training_plans(plan)

@@ -40,11 +40,11 @@ def estimate_serve(
 ) -> None:
     """Predict latencies, throughput, memory and cost of one engine configuration."""
     with readable_errors():
-        from costmodels.serving_config import ServingConfig
+        from costmodels.serving.config import ServingConfig
         from hardware.errors import SpecError
-        from planner.serving_estimate import estimate_serving
-        from planner.serving_request import ServeRequest, read_serve_request, resolve_serving
-        from planner.serving_space import quant_of
+        from planner.serving.estimate import estimate_serving
+        from planner.serving.request import ServeRequest, read_serve_request, resolve_serving
+        from planner.serving.space import quant_of
 
         if model is None:
             raise SpecError("request", ["model: is needed: a catalogue name or a path"])

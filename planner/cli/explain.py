@@ -10,7 +10,7 @@ from planner.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from planner.plan import PlanFile
-    from planner.serving_types import ServingPlan
+    from planner.serving.plan import ServingPlan
 
 __all__ = ["explain"]
 
@@ -21,8 +21,8 @@ def explain(
 ) -> None:
     """Say why the best plan of a file won, what each decision is worth and what was assumed."""
     with readable_errors():
-        from planner.explain import explain_training
         from planner.plan_io import plan_text, read_plan
+        from planner.training.explain import explain_training
 
         file = read_plan(plan)
         if file.kind == "serve":
@@ -45,7 +45,7 @@ def explain(
 def _explain_serving(file: "PlanFile[ServingPlan]", *, json: bool) -> None:
     """Print why a serving plan won."""
     from planner.plan_io import plan_text
-    from planner.serving_explain import explain_serving
+    from planner.serving.explain import explain_serving
 
     explanation = explain_serving(file)
     if json:

@@ -36,8 +36,8 @@ def plan_power_verb(
         from planner.emit.power_commands import power_emission
         from planner.emit.write import write_emission
         from planner.plan_io import plan_text, write_plan
-        from planner.power_plan import plan_power
-        from planner.power_request import read_power_request
+        from planner.power.flow import plan_power
+        from planner.power.request import read_power_request
 
         found = plan_power(
             read_power_request(request, plan, {"catalog": tuple(catalog or ()), "facility": facility})

@@ -135,9 +135,9 @@ def plan_serve(
     given = locals()
     with readable_errors():
         from planner.plan_io import plan_text
-        from planner.serving_parts import write_serving_plan
-        from planner.serving_plan import plan_serving
-        from planner.serving_request import read_serve_request
+        from planner.serving.flow import plan_serving
+        from planner.serving.parts import write_serving_plan
+        from planner.serving.request import read_serve_request
 
         plan = plan_serving(read_serve_request(request, _flags(given)))
         written = () if output is None else write_serving_plan(plan, output)

@@ -106,7 +106,7 @@ def plan_train(
     with readable_errors(), calibrated_by(calibration):
         from planner.plan_io import plan_text, write_plan
         from planner.request import named_speeds, read_train_request
-        from planner.training_plan import plan_training
+        from planner.training.flow import plan_training
 
         words = {"attained": named_speeds(attained or ()), "catalog": tuple(catalog or ())}
         asked = read_train_request(request, flags | words)
@@ -117,7 +117,7 @@ def plan_train(
         if json:
             typer.echo(plan_text(plan), nl=False)
             return
-        from planner.cli.render import print_training_plans
+        from planner.render import print_training_plans
 
         print_training_plans(plan)
         if compare_with is not None:

@@ -9,8 +9,8 @@ from hardware.cluster import Cluster, NodeTemplate
 from hardware.device import Device, Source
 from hardware.levels import Level
 from hardware.units import format_quantity
-from planner.cli.render import console, print_table
 from planner.plan_io import plan_document
+from planner.render import console, print_table
 
 __all__ = [
     "model_document",

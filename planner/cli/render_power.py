@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from hardware.units import format_quantity
-from planner.cli.render import console, print_table
-from planner.cli.render_site import site_words
 from planner.plan import PlanFile
-from planner.power_types import PowerPlan, RowAnswer, ServingCaps, TrainingClocks
+from planner.power.plan import PowerPlan, RowAnswer, ServingCaps, TrainingClocks
+from planner.render import console, print_table
+from planner.render_site import site_words
 
 __all__ = ["curve_lines", "print_power_plan"]
 

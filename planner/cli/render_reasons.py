@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from hardware.units import format_quantity
-from planner.cli.render import console, parts_text, print_table, strategy_words
-from planner.compare import Change, Comparison
-from planner.explain import Explanation, Margin
+from planner.render import console, parts_text, print_table, strategy_words
+from planner.training.compare import Change, Comparison
+from planner.training.explain import Explanation, Margin
 
 __all__ = ["print_comparison", "print_explanation"]
 

@@ -1,10 +1,10 @@
 """Serving plans for people."""
 
-from planner.cli.render import console, parts_text, print_table
-from planner.cli.render_site import site_words
 from planner.plan import PlanFile
-from planner.serving_estimate import ServingEstimate
-from planner.serving_types import MixEntry, ServingPlan, ServingPrediction, SimulatedCheck
+from planner.render import console, parts_text, print_table
+from planner.render_site import site_words
+from planner.serving.estimate import ServingEstimate
+from planner.serving.plan import MixEntry, ServingPlan, ServingPrediction, SimulatedCheck
 
 __all__ = ["print_serving_estimate", "print_serving_plans"]
 

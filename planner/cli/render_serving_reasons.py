@@ -1,8 +1,8 @@
 """Explanations and comparisons of serving plans for people."""
 
-from planner.cli.render import console, print_table
-from planner.serving_compare import ServingComparison
-from planner.serving_explain import ServingExplanation
+from planner.render import console, print_table
+from planner.serving.compare import ServingComparison
+from planner.serving.explain import ServingExplanation
 
 __all__ = ["print_serving_comparison", "print_serving_explanation"]
 

@@ -43,9 +43,9 @@ def validate(
     """Run the plan's own kernels, collectives and step on this machine; say how far off it was."""
     with readable_errors(), calibrated_by(calibration):
         from costmodels.calibrated import current
-        from costmodels.calibration_file import calibrate, calibration_text
+        from costmodels.calibration.file import calibrate, calibration_text
         from planner.plan_io import read_plan, write_text
-        from planner.validation import WHAT, ValidationRequest, job_of, validate_plan
+        from planner.profiling.validation import WHAT, ValidationRequest, job_of, validate_plan
 
         words = tuple(word for entry in what or () for word in entry.split(",") if word)
         asked = ValidationRequest(

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 from planner.emit.emission import Caveat, Emission
-from planner.power_types import PowerPlan, RowAnswer, ServingCaps, TrainingClocks
+from planner.power.plan import PowerPlan, RowAnswer, ServingCaps, TrainingClocks
 
 __all__ = ["Setting", "power_emission", "settings_of"]
 

@@ -8,12 +8,12 @@ from typing import Any
 import yaml
 
 from hardware.errors import InputError
-from planner.compare import Comparison, compare_plans
 from planner.emit.readers import RunningJob, read_running_job
-from planner.estimate import estimate_training
 from planner.plan import PlanFile, TrainingPlan
 from planner.plan_io import plan_document
 from planner.request import TrainRequest
+from planner.training.compare import Comparison, compare_plans
+from planner.training.estimate import estimate_training
 
 __all__ = ["compare_with_running", "estimate_command", "running_job_text"]
 

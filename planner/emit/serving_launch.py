@@ -6,11 +6,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from costmodels.serving_config import Quant, ServingConfig
+from costmodels.serving.config import Quant, ServingConfig
 from hardware.errors import InputError, SpecError
 from planner.emit.emission import Origin
 from planner.plan import PlanFile
-from planner.serving_types import Route, ServingPlan
+from planner.serving.plan import Route, ServingPlan
 
 __all__ = ["DEVICES_PER_HOST", "Pool", "ServingLaunch", "dns_name", "serving_launch"]
 

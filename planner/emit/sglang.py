@@ -1,6 +1,6 @@
 """SGLang: `sglang.launch_server` for every pool; its own router where prefill and decode are split."""
 
-from costmodels.serving_config import Quant
+from costmodels.serving.config import Quant
 from planner.emit.emission import Caveat, Emission, header
 from planner.emit.serving_files import EngineCommand, serving_emission
 from planner.emit.serving_launch import Pool, ServingLaunch

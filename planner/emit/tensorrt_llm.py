@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from costmodels.serving_config import Quant
+from costmodels.serving.config import Quant
 from planner.emit.emission import Caveat, Emission, header
 from planner.emit.serving_files import EngineCommand, serving_emission
 from planner.emit.serving_launch import DEVICES_PER_HOST, Pool, ServingLaunch

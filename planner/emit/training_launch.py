@@ -13,8 +13,8 @@ from planner.emit.emission import Origin
 from planner.emit.model_shape import ModelShape, model_shape
 from planner.emit.rank_order import DEFAULT, ORDERS, Seat, seats_in_order
 from planner.plan import PlanFile, TrainingPlan
-from planner.ranks import host_names
 from planner.request import TrainRequest, resolve
+from planner.training.ranks import host_names
 
 __all__ = ["Host", "TrainingLaunch", "training_launch"]
 

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from costmodels.serving_config import Quant
+from costmodels.serving.config import Quant
 from planner.emit.emission import Caveat, Emission
 from planner.emit.serving_files import EngineCommand, serving_emission
 from planner.emit.serving_launch import DEVICES_PER_HOST, Pool, ServingLaunch

@@ -1,11 +1,11 @@
 """The kernels, collectives and step that a training plan uses, as tasks to be measured."""
 
-from costmodels.collectives import Collective
+from costmodels.collectives.times import Collective
 from costmodels.graph import Attention, Experts, Matmul, ModelGraph, Split
 from costmodels.job import TrainingJob
-from costmodels.layer_costs import element_bytes
 from costmodels.parameters import rank_parameters
 from costmodels.strategy import ConfigTable, Strategy
+from costmodels.training.layer_costs import element_bytes
 from hardware.errors import OutOfDomainError
 from planner.emit.model_shape import model_shape
 from planner.profiling.tasks import Task

@@ -38,7 +38,7 @@ def requested_tasks(
     if request.plan is not None:
         from planner.plan_io import read_plan
         from planner.profiling.plan_tasks import plan_tasks
-        from planner.validation import job_of
+        from planner.profiling.validation import job_of
 
         file = read_plan(request.plan)
         job, _ = job_of(file, str(request.plan))
@@ -55,7 +55,7 @@ def requested_tasks(
 
 def _with_sigma(task: Task, device: str) -> Task:
     """Return the task with the cost model's own uncertainty, where the catalogue knows the device."""
-    from costmodels.kernels import kernel_model
+    from costmodels.kernels.times import kernel_model
 
     at = dict(task.shape)
     try:

@@ -9,8 +9,8 @@ import numpy as np
 
 from costmodels.traces import Trace, read_trace
 from hardware.errors import SpecError, UnknownNameError
-from planner.serving_workload import read_workload
 from planner.simulate.arrivals import fit_bursts, make_trace, sessions_trace
+from planner.workload import read_workload
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodels.graph import Attention, ModelGraph
-from costmodels.serving import iteration_s
-from costmodels.serving_config import ServingConfig, ServingTable
-from costmodels.serving_memory import kv_bytes_per_request, kv_transfer_bytes, serving_memory
+from costmodels.serving.config import ServingConfig, ServingTable
+from costmodels.serving.iteration import iteration_s
+from costmodels.serving.memory import kv_bytes_per_request, kv_transfer_bytes, serving_memory
 from hardware.errors import InfeasibleError, OutOfDomainError
 from hardware.pricing import device_price
 from planner.simulate.fleet import EngineSpec
@@ -19,8 +19,8 @@ from planner.simulate.settings import Batching, EngineSettings, Role
 from planner.simulate.timing import GridTimer, Skew
 
 if TYPE_CHECKING:
-    from costmodels.serving_engine import EngineStack
-    from costmodels.serving_operators import ServingMachine
+    from costmodels.serving.engine import EngineStack
+    from costmodels.serving.operators import ServingMachine
 
 __all__ = ["catalogue_engine", "catalogue_timer", "device_watts"]
 

@@ -320,7 +320,7 @@ def _affine(entry: EngineEntry) -> AffineTimer:
 
 @cache
 def _machine(name: str, catalogs: tuple[str, ...]) -> Any:
-    from costmodels.serving_machine import serving_machine
+    from costmodels.serving.machine import serving_machine
     from hardware.catalog import find_device
 
     return serving_machine(find_device(name, catalogs=catalogs))
@@ -328,8 +328,8 @@ def _machine(name: str, catalogs: tuple[str, ...]) -> Any:
 
 def _catalogue_engine(entry: EngineEntry, catalogs: tuple[str, ...]) -> EngineSpec:
     from costmodels.models import find_model
-    from costmodels.serving_config import Quant, ServingConfig
-    from costmodels.serving_engine import find_engine
+    from costmodels.serving.config import Quant, ServingConfig
+    from costmodels.serving.engine import find_engine
     from planner.simulate.engine_spec import catalogue_engine
 
     if entry.model is None:

@@ -235,7 +235,7 @@ def print_summary(answer: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(answer, indent=2, sort_keys=True, allow_nan=False) + "\n")
         return
-    from planner.cli.render import print_table
+    from planner.render import print_table
 
     if "goodput" in answer:
         found = answer["goodput"]
@@ -291,7 +291,7 @@ def print_summary(answer: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _print_targets(slo: dict[str, Any]) -> None:
-    from planner.cli.render import print_table
+    from planner.render import print_table
 
     word = "kept" if slo["met"] else "broken"
     rows = [

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from costmodels.power_response import ClockResponse
+from costmodels.power.response import ClockResponse
 from hardware.errors import InputError
 
 __all__ = [

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from costmodels.activations import saved_bytes
 from costmodels.graph import ModelGraph
 from costmodels.graph_import.parts import LatentAttention, SparseIndexer
 from costmodels.graph_import.transformer import transformer_graph
+from costmodels.memory.activations import saved_bytes
 from costmodels.stacks import Stack
 
 FLASH = Stack(name="flash")

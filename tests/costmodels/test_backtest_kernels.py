@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from costmodels.backtest_kernels import backtest_kernels
-from costmodels.kernels_samples import read_kernel_samples
+from costmodels.backtest.kernels import backtest_kernels
+from costmodels.kernels.samples import read_kernel_samples
 from hardware.errors import SpecError
 
 GEMM = "gemm_dtype,kernel_source,m,n,k,latency_ms\n"

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from costmodels.backtest_memory import backtest_memory
-from costmodels.memory_coefficients import golden_coefficients
+from costmodels.backtest.memory import backtest_memory
+from costmodels.memory.coefficients import golden_coefficients
 from hardware.errors import SpecError
 
 TABLE = Path(__file__).parents[2].parent / "shared" / "data" / "training_memory.csv"

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from costmodels.backtest_serving import backtest_serving, latency_errors
-from costmodels.serving_correction import PointKind, fit_serving_correction, serving_correction
-from costmodels.serving_runs import read_serving_runs, run_of_row
+from costmodels.backtest.serving import backtest_serving, latency_errors
+from costmodels.serving.correction import PointKind, fit_serving_correction, serving_correction
+from costmodels.serving.runs import read_serving_runs, run_of_row
 from hardware.errors import InputError, SpecError
 
 RUNS = Path(__file__).parents[2].parent / "shared" / "data" / "serving" / "serving_runs.csv.gz"

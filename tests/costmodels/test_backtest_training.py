@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from costmodels.backtest_training import backtest_training
+from costmodels.backtest.training import backtest_training
 from costmodels.stacks import stack_names
 from hardware.errors import SpecError
 

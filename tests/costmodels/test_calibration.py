@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from costmodels.calibrated import current, using
-from costmodels.calibration import undisturbed
-from costmodels.calibration_file import calibrate, calibration_text, read_calibration
-from costmodels.calibration_steps import fit_steps, step_table
-from costmodels.collectives import Collective, collective_s
-from costmodels.kernels import kernel_model
+from costmodels.calibration.device import undisturbed
+from costmodels.calibration.file import calibrate, calibration_text, read_calibration
+from costmodels.calibration.steps import fit_steps, step_table
+from costmodels.collectives.times import Collective, collective_s
+from costmodels.kernels.times import kernel_model
 from costmodels.samples import KINDS, Sample
-from costmodels.step_time import step_parts
-from costmodels.training import training_inputs
+from costmodels.training.evaluate import training_inputs
+from costmodels.training.step_time import step_parts
 from hardware.cluster import Cluster, homogeneous_cluster
 from hardware.device import Device
 from hardware.errors import InputError, SpecError

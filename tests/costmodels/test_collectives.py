@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from costmodels.collective_curves import find_technology, fit_curve
-from costmodels.collectives import (
+from costmodels.collectives.curves import find_technology, fit_curve
+from costmodels.collectives.times import (
     SERVING,
     Algorithm,
     Collective,

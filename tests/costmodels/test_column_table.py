@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from costmodels.column_table import ColumnTable
-from costmodels.serving_config import ServingTable
+from costmodels.serving.config import ServingTable
 from costmodels.strategy import ConfigTable
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from costmodels.expert_exchange import (
+from costmodels.collectives.expert_exchange import (
     ExchangeKernel,
     distinct_places,
     moe_combine_s,

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from costmodels.hetero_training import HeteroModel, HeteroPlan, HeteroStage, MemoryTerms, hetero_cost
-from costmodels.layer_profiles import (
+from costmodels.training.hetero import HeteroModel, HeteroPlan, HeteroStage, MemoryTerms, hetero_cost
+from costmodels.training.layer_profiles import (
     LayerProfile,
     LayerTable,
     LinkCurve,

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from costmodels.kernels import KernelModel, kernel_model
-from costmodels.kernels_attention import CONTEXT
-from costmodels.kernels_data import find_surface
-from costmodels.kernels_generic import generic_coefficients
-from costmodels.kernels_machine import find_format, machine_of
+from costmodels.kernels.attention import CONTEXT
+from costmodels.kernels.data import find_surface
+from costmodels.kernels.generic import generic_coefficients
+from costmodels.kernels.machine import find_format, machine_of
+from costmodels.kernels.times import KernelModel, kernel_model
 from hardware.catalog import device_names, find_device
 from hardware.errors import OutOfDomainError
 

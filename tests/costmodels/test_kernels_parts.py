@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from costmodels.kernels_attention import score_area
-from costmodels.kernels_data import MEASURED, load, surface
-from costmodels.kernels_experts import active_experts
-from costmodels.kernels_fit import TreeSettings, fit_physics, fit_surface, fit_trees
-from costmodels.kernels_machine import Machine, find_format
-from costmodels.kernels_matmul import MATMUL, alignment_frac, matmul_bytes, matmul_physics_s
-from costmodels.kernels_surface import Surface
-from costmodels.kernels_trees import Trees
+from costmodels.kernels.attention import score_area
+from costmodels.kernels.data import MEASURED, load, surface
+from costmodels.kernels.experts import active_experts
+from costmodels.kernels.fit import TreeSettings, fit_physics, fit_surface, fit_trees
+from costmodels.kernels.machine import Machine, find_format
+from costmodels.kernels.matmul import MATMUL, alignment_frac, matmul_bytes, matmul_physics_s
+from costmodels.kernels.surface import Surface
+from costmodels.kernels.trees import Trees
 
 MACHINE = Machine(peak_flops_per_s=1e15, bytes_per_s=1e12, l2_bytes=0.0, num_sms=100.0)
 WIDE = Machine(peak_flops_per_s=1e15, bytes_per_s=1e15, l2_bytes=0.0, num_sms=100.0)

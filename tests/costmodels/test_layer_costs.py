@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from costmodels.collectives import Collective, collective_s
-from costmodels.kernels import kernel_model
-from costmodels.layer_costs import LayerCosts, Shards, layer_costs, matmul_dtype
+from costmodels.collectives.times import Collective, collective_s
+from costmodels.kernels.times import kernel_model
 from costmodels.parameters import rank_parameters
+from costmodels.training.layer_costs import LayerCosts, Shards, layer_costs, matmul_dtype
 from hardware.catalog import find_device
 from tests.costmodels.cases import GPT, MIXTURE, cluster
 

@@ -7,7 +7,7 @@ from costmodels.graph_import.transformer import transformer_graph
 from costmodels.job import TrainingJob
 from costmodels.layer_split import chunk_layers
 from costmodels.strategy import ConfigTable
-from costmodels.training import evaluate
+from costmodels.training.evaluate import evaluate
 from tests.costmodels.cases import cluster
 
 

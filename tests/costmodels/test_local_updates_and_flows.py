@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from costmodels.local_updates import local_update_cost
+from costmodels.training.local_updates import local_update_cost
 from hardware.catalog import find_cluster
 from hardware.fabric import Fabric, FabricKind, Routing
 from hardware.fabric_load import hashed_load, num_subflows, planned_load, split_load

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from costmodels.activations import saved_bytes
-from costmodels.feasibility import fits_probability, normal_cdf
 from costmodels.graph_import.transformer import transformer_graph
 from costmodels.job import TrainingJob
-from costmodels.memory import StageDetails, chunks_in_flight, peak_memory, stage_memory
-from costmodels.memory_coefficients import memory_coefficients, usable_bytes
+from costmodels.memory.activations import saved_bytes
+from costmodels.memory.coefficients import memory_coefficients, usable_bytes
+from costmodels.memory.feasibility import fits_probability, normal_cdf
+from costmodels.memory.peak import StageDetails, chunks_in_flight, peak_memory, stage_memory
 from costmodels.stacks import Stack
 from costmodels.strategy import ConfigTable, Recompute, Strategy
 from hardware.catalog import find_device

@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from costmodels.graph import Attention, Experts
-from costmodels.memory_runs import NEEDED_COLUMNS, parse_memory_runs
+from costmodels.memory.runs import NEEDED_COLUMNS, parse_memory_runs
 from costmodels.run_table import read_run_table
 from costmodels.strategy import Recompute
 from hardware.errors import SpecError

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from costmodels.checkpointing import best_interval_s, checkpoint_stall_s, lost_frac
-from costmodels.offload import (
+from costmodels.memory.checkpointing import best_interval_s, checkpoint_stall_s, lost_frac
+from costmodels.memory.offload import (
     HostPath,
     activation_intensity,
     needed_bytes_per_s,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from costmodels.pipeline import (
+from costmodels.training.pipeline import (
     Kind,
     Schedule,
     StageTimes,

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from costmodels.power import Facility, device_power, energy_cost, part_draw_frac, step_energy_j
-from costmodels.power_serving import ServingRuns, fit_serving_power, serving_step_s
+from costmodels.power.draw import Facility, device_power, energy_cost, part_draw_frac, step_energy_j
+from costmodels.power.serving import ServingRuns, fit_serving_power, serving_step_s
 from hardware.catalog import find_device
 from hardware.errors import InputError
 

@@ -4,9 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from costmodels.models import find_model
-from costmodels.power_engine import engine_draw
-from costmodels.power_serving import serving_power
-from costmodels.power_smooth import SmoothFunction, fit_smooth
+from costmodels.power.engine import engine_draw
+from costmodels.power.serving import serving_power
+from costmodels.power.smooth import SmoothFunction, fit_smooth
 from hardware.catalog import find_device
 
 

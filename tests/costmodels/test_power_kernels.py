@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from costmodels.power_kernels import SOURCES, matmul_power
-from costmodels.power_trees import FreeTrees, fit_free_trees
+from costmodels.power.kernels import SOURCES, matmul_power
+from costmodels.power.trees import FreeTrees, fit_free_trees
 
 
 def test_trees_predict_as_the_library_that_fitted_them_and_survive_json():

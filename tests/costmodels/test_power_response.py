@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from costmodels.power_response import (
+from costmodels.power.response import (
     CapResponse,
     ClockResponse,
     cap_names,

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costmodels.models import find_model
-from costmodels.serving import iteration_cost, iteration_s
-from costmodels.serving_bound import throughput_bound_tokens_per_s
-from costmodels.serving_closed_loop import ClosedLoop, LoopTimes, PrefillPool, run_closed_loop
-from costmodels.serving_config import Quant, ServingConfig, ServingTable
-from costmodels.serving_engine import engine_names, find_engine
-from costmodels.serving_machine import serving_machine, system_device
-from costmodels.serving_memory import kv_bytes_per_request, kv_transfer_bytes, serving_memory, weight_bytes
-from costmodels.serving_operators import IterationWork
+from costmodels.serving.bound import throughput_bound_tokens_per_s
+from costmodels.serving.closed_loop import ClosedLoop, LoopTimes, PrefillPool, run_closed_loop
+from costmodels.serving.config import Quant, ServingConfig, ServingTable
+from costmodels.serving.engine import engine_names, find_engine
+from costmodels.serving.iteration import iteration_cost, iteration_s
+from costmodels.serving.machine import serving_machine, system_device
+from costmodels.serving.memory import kv_bytes_per_request, kv_transfer_bytes, serving_memory, weight_bytes
+from costmodels.serving.operators import IterationWork
 from hardware.catalog import find_device
 from hardware.errors import UnknownNameError
 

@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 
 from costmodels.models import find_model
-from costmodels.serving import iteration_cost
-from costmodels.serving_config import ServingConfig, ServingTable
-from costmodels.serving_engine import find_engine
-from costmodels.serving_lora import lora_bytes, lora_s
-from costmodels.serving_machine import serving_machine
-from costmodels.serving_memory import serving_memory
-from costmodels.serving_operators import IterationWork
+from costmodels.serving.config import ServingConfig, ServingTable
+from costmodels.serving.engine import find_engine
+from costmodels.serving.iteration import iteration_cost
+from costmodels.serving.lora import lora_bytes, lora_s
+from costmodels.serving.machine import serving_machine
+from costmodels.serving.memory import serving_memory
+from costmodels.serving.operators import IterationWork
 from hardware.catalog import find_device
 
 MODEL = find_model("llama-2-7b")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from costmodels.collectives import Collective, collective_s
+from costmodels.collectives.times import Collective, collective_s
 from costmodels.job import TrainingJob
 from costmodels.models import find_model
 from costmodels.sharding_levels import ShardLevels, level_costs

@@ -3,18 +3,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from costmodels.kernels import kernel_model
-from costmodels.kernels_fit import TreeSettings, fit_trees
-from costmodels.kernels_portable import portable_attention_ratio
+from costmodels.kernels.fit import TreeSettings, fit_trees
+from costmodels.kernels.portable import portable_attention_ratio
+from costmodels.kernels.times import kernel_model
 from costmodels.keys import Keys
-from costmodels.learned import FEATURES, Correction, box_of, find_correction
 from costmodels.run_table import RunRow
-from costmodels.stack_choice import stack_of_run
-from costmodels.stack_fit import StackSamples, family, fit_stacks, predict_stacks
 from costmodels.stacks import FITTED, Stack, find_stack, stack_names
-from costmodels.step_time import step_parts
 from costmodels.strategy import ConfigTable, Strategy
-from costmodels.training import training_inputs
+from costmodels.training.evaluate import training_inputs
+from costmodels.training.learned import FEATURES, Correction, box_of, find_correction
+from costmodels.training.stack_choice import stack_of_run
+from costmodels.training.stack_fit import StackSamples, family, fit_stacks, predict_stacks
+from costmodels.training.step_time import step_parts
 from hardware.catalog import find_device
 from hardware.errors import UnknownNameError
 from tests.costmodels.cases import cluster, gpt_job

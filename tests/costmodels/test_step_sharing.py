@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from costmodels.step_time import _shared_bubble_frac
+from costmodels.training.step_time import _shared_bubble_frac
 
 
 @pytest.mark.parametrize(

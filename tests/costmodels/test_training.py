@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from costmodels.job import TrainingJob
 from costmodels.models import find_model
 from costmodels.strategy import ConfigTable, Recompute, Strategy
-from costmodels.training import evaluate, rated_peak_flops_per_s
+from costmodels.training.evaluate import evaluate, rated_peak_flops_per_s
 from hardware.catalog import find_device
 from hardware.errors import UnknownNameError
 from tests.costmodels.cases import MIXTURE, cluster, gpt_job

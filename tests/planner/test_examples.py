@@ -4,7 +4,7 @@ import pytest
 
 import planner
 from planner.request import read_train_request
-from planner.training_plan import plan_training
+from planner.training.flow import plan_training
 
 REQUESTS = sorted((Path(planner.__file__).parents[1] / "examples" / "requests").glob("*.yaml"))
 

@@ -3,9 +3,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from costmodels.hetero_training import HeteroModel, HeteroPlan, HeteroStage, MemoryTerms, hetero_cost
-from costmodels.layer_profiles import LayerProfile, LayerTable, LinkCurve
-from planner.hetero_search import HeteroFleet, best_hetero_plan
+from costmodels.training.hetero import HeteroModel, HeteroPlan, HeteroStage, MemoryTerms, hetero_cost
+from costmodels.training.layer_profiles import LayerProfile, LayerTable, LinkCurve
+from planner.training.hetero_search import HeteroFleet, best_hetero_plan
 from solvers.outcome import Status
 
 LINK = LinkCurve(coefficients=(0.0, 0.0, 5.0), peak_bytes_per_s=5e9)

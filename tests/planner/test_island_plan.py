@@ -7,7 +7,7 @@ import pytest
 
 from hardware.errors import InputError
 from planner.request import TrainRequest, named_speeds
-from planner.training_plan import plan_training
+from planner.training.flow import plan_training
 from tests.planner.conftest import Meshwright
 
 REQUEST = TrainRequest(

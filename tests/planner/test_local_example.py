@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from costmodels.calibrated import using
-from costmodels.calibration_file import read_calibration
+from costmodels.calibration.file import read_calibration
 from planner.calibration import calibrate_files
 from planner.request import read_train_request
 from planner.tune import candidates

@@ -8,9 +8,9 @@ from costmodels.models import find_model
 from costmodels.strategy import Recompute
 from hardware.catalog import find_cluster
 from hardware.errors import InfeasibleError, SpecError
-from planner.mixed_plan import best_mixed_pipelines
 from planner.request import TrainRequest
-from planner.training_plan import plan_training
+from planner.training.flow import plan_training
+from planner.training.mixed_plan import best_mixed_pipelines
 from tests.planner.conftest import Meshwright
 
 JOB = TrainingJob(model=find_model("gpt3-13b"), seq_len=2048, global_batch=64)

@@ -9,7 +9,7 @@ from costmodels.models import find_model
 from costmodels.strategy import Strategy
 from hardware.catalog import find_cluster
 from hardware.measured_links import links_from_matrices
-from planner.placement_plan import host_terms, planned_placement
+from planner.training.placement import host_terms, planned_placement
 
 JOB = TrainingJob(model=find_model("gpt3-13b"), seq_len=2048, global_batch=64)
 

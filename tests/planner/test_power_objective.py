@@ -4,8 +4,8 @@ import pytest
 
 from hardware.catalog import find_cluster
 from hardware.errors import InputError
-from planner.power_objective import power_view
 from planner.request import TrainRequest
+from planner.training.power_objective import power_view
 
 
 def _request(**other):

@@ -8,9 +8,9 @@ from hardware.errors import SpecError
 from planner.cli.main import build_app
 from planner.emit.power_commands import power_emission
 from planner.plan_io import read_plan
-from planner.power_plan import plan_power
-from planner.power_request import PowerRequest, RowSection, read_load_trace, read_power_request
-from planner.power_types import CapRow, PowerPlan, ServingCaps
+from planner.power.flow import plan_power
+from planner.power.plan import CapRow, PowerPlan, ServingCaps
+from planner.power.request import PowerRequest, RowSection, read_load_trace, read_power_request
 
 
 def _run(*words):

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from costmodels.power_response import ClockResponse
+from costmodels.power.response import ClockResponse
 from hardware.errors import InputError
-from planner.power_rows import RowSettings, row_choices
+from planner.power.rows import RowSettings, row_choices
 from planner.simulate.rows import (
     ControlDelays,
     RowPolicy,

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from costmodels.hetero_training import hetero_cost
 from costmodels.job import TrainingJob
 from costmodels.models import find_model
+from costmodels.training.hetero import hetero_cost
 from hardware.catalog import find_cluster
 from hardware.errors import InputError, SpecError
-from planner.hetero_search import _candidates, _solved, best_hetero_plan
-from planner.profiled_fleet import read_profiled_fleet
 from planner.request import TrainRequest
-from planner.training_plan import plan_training
+from planner.training.flow import plan_training
+from planner.training.hetero_search import _candidates, _solved, best_hetero_plan
+from planner.training.profiled_fleet import read_profiled_fleet
 from tests.planner.conftest import Meshwright
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

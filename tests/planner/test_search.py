@@ -4,13 +4,13 @@ import pytest
 from costmodels.graph_import.transformer import transformer_graph
 from costmodels.job import TrainingJob
 from costmodels.strategy import ConfigTable, Recompute, Strategy
-from costmodels.training import evaluate
+from costmodels.training.evaluate import evaluate
 from hardware.catalog import find_cluster
 from hardware.cluster import Cluster
-from planner.fit import memory_of
-from planner.ranks import default_placement, rank_coordinates
-from planner.search import join, search_space
-from planner.space import training_space
+from planner.training.memory_fit import memory_of
+from planner.training.ranks import default_placement, rank_coordinates
+from planner.training.search import join, search_space
+from planner.training.space import training_space
 
 
 @pytest.fixture(scope="module")

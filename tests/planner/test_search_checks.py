@@ -4,8 +4,8 @@ import pytest
 
 from hardware.catalog import find_cluster
 from planner.request import TrainRequest
-from planner.search_checks import halved_networks
-from planner.training_plan import plan_training
+from planner.training.flow import plan_training
+from planner.training.search_checks import halved_networks
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import pytest
 
 from hardware.catalog import find_device
 from planner.plan_io import write_plan
-from planner.serving_caps import power_caps
-from planner.serving_plan import plan_serving
-from planner.serving_request import read_serve_request
+from planner.serving.caps import power_caps
+from planner.serving.flow import plan_serving
+from planner.serving.request import read_serve_request
 from planner.simulate.plan_fleet import read_plan_fleet
 from planner.simulate.slowed_timer import SlowedTimer
 from planner.simulate.timing import Load

@@ -14,14 +14,14 @@ from hardware.errors import InfeasibleError, SpecError
 from hardware.schema import read_yaml
 from planner.cli.main import build_app
 from planner.plan_io import read_plan
-from planner.serving_parts import model_files, write_serving_plan
-from planner.serving_plan import plan_serving
-from planner.serving_request import read_serve_request
-from planner.serving_workload import read_workload
+from planner.serving.flow import plan_serving
+from planner.serving.parts import model_files, write_serving_plan
+from planner.serving.request import read_serve_request
 from planner.simulate.arrivals import make_trace
 from planner.simulate.core import simulate
 from planner.simulate.outcome import Measurement, latencies
 from planner.simulate.plan_fleet import read_plan_fleet
+from planner.workload import read_workload
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "serving"
 ONE = {

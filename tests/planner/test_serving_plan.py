@@ -8,18 +8,18 @@ from typer.testing import CliRunner
 
 from costmodels.job import Slo
 from costmodels.models import find_model
-from costmodels.serving_config import ServingConfig, ServingTable
-from costmodels.serving_engine import find_engine
-from costmodels.serving_machine import serving_machine
+from costmodels.serving.config import ServingConfig, ServingTable
+from costmodels.serving.engine import find_engine
+from costmodels.serving.machine import serving_machine
 from hardware.catalog import find_device
 from hardware.errors import InfeasibleError, InputError, SpecError, UnknownNameError
 from planner.cli.main import build_app
 from planner.plan_io import plan_text, read_plan, write_plan
-from planner.serving_capacity import grid_times, joint_capacity
-from planner.serving_plan import plan_serving
-from planner.serving_request import read_serve_request
-from planner.serving_workload import bucketise, read_workload
+from planner.serving.capacity import grid_times, joint_capacity
+from planner.serving.flow import plan_serving
+from planner.serving.request import read_serve_request
 from planner.simulate.plan_fleet import read_plan_fleet
+from planner.workload import bucketise, read_workload
 
 FLAGS = {
     "model": "llama-3.1-8b", "gpus": ("l4", "a100-80gb"), "workload": "fixed:512x128", "rate_per_s": 4.0,

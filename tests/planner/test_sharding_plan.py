@@ -8,8 +8,8 @@ from hardware.catalog import find_cluster
 from hardware.errors import OutOfDomainError
 from planner.emit.training_launch import _refuse_islands
 from planner.request import TrainRequest
-from planner.sharding_plan import _borders, best_level_plans
-from planner.training_plan import plan_training
+from planner.training.flow import plan_training
+from planner.training.sharding_plan import _borders, best_level_plans
 
 REQUEST = TrainRequest(
     model="llama-2-13b",

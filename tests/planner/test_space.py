@@ -8,9 +8,9 @@ from costmodels.graph_import.transformer import transformer_graph
 from costmodels.job import TrainingJob
 from costmodels.strategy import ConfigTable, Recompute, Strategy
 from hardware.levels import Level, LinkKind
-from planner.search import join
-from planner.space import training_space
-from planner.space_rules import RULES, divisors, model_limits
+from planner.training.search import join
+from planner.training.space import training_space
+from planner.training.space_rules import RULES, divisors, model_limits
 
 NODE = Level(name="node", size=4, bytes_per_s=3e11, latency_s=1e-6, kind=LinkKind.SWITCH)
 

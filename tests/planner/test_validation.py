@@ -3,18 +3,18 @@ from typing import Any
 
 import pytest
 
-import planner.validation as module
+import planner.profiling.validation as module
 from costmodels.job import TrainingJob
 from costmodels.models import find_model
 from costmodels.samples import Sample, lines
 from costmodels.strategy import Strategy
 from hardware.errors import InputError, OutOfDomainError
-from planner.estimate import estimate_training
 from planner.plan import PlanFile, TrainingPlan
 from planner.profiling.plan_tasks import plan_tasks, step_task
 from planner.profiling.tasks import Task
+from planner.profiling.validation import ValidationRequest, job_of, predicted_seconds, validate_plan
 from planner.request import TrainRequest
-from planner.validation import ValidationRequest, job_of, predicted_seconds, validate_plan
+from planner.training.estimate import estimate_training
 
 REQUEST = TrainRequest(
     model="gpt3-13b", cluster="dgx-a100", nodes=1, seq_len=2048, global_batch=16, stack="megatron-core"

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from hardware.catalog import find_cluster, find_node
-from planner.device_order import follow_links, link_rates
-from planner.ranks import default_placement
+from planner.training.device_order import follow_links, link_rates
+from planner.training.ranks import default_placement
 from solvers.tiling import best_tiling, partitions
 
 

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from hardware.errors import InputError, SpecError, UnknownNameError
 from planner.cli.main import build_app
 from planner.plan_io import write_plan
-from planner.serving_plan import plan_serving
-from planner.serving_request import read_serve_request
+from planner.serving.flow import plan_serving
+from planner.serving.request import read_serve_request
 from planner.simulate.asked_trace import AskedTrace
 from planner.simulate.parallel import workers
 

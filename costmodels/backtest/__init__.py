@@ -1,0 +1,1 @@
+"""Predictions against measured tables: training runs, memory, kernels, serving points."""

@@ -1,0 +1,1 @@
+"""From samples of one machine to coefficients of its own."""

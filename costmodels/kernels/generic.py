@@ -1,0 +1,44 @@
+"""Coefficients of a device that was never measured: the pooled ones, moved by what its sheet says.
+
+The exponentials of a soft-max run outside the matrix units, so counted in FLOPs of those they cost more the
+faster the matrix units of one compute unit are. The share of its rated peak that a device sustains is moved
+where it is known.
+"""
+
+import numpy as np
+
+from costmodels.kernels.data import find_surface, sustained_frac
+from costmodels.kernels.machine import Coefficients, Machine, find_format, machine_of
+from costmodels.kernels.matmul import MATMUL
+from costmodels.kernels.surface import Surface
+from hardware.device import Device
+
+__all__ = ["generic_coefficients"]
+
+_POOLED_FLOPS_PER_S_PER_UNIT = 6.85e12
+"""Geometric mean of bf16 peak over compute units of the devices whose coefficients are pooled."""
+_LARGE_MATMUL = 8192.0
+"""Side of the square matmul at which a sustained share of peak is understood."""
+
+
+def generic_coefficients(surface: Surface, machine: Machine, device: Device) -> Coefficients:
+    """Return the coefficients of a pooled surface for one device.
+
+    Parameters
+    ----------
+    machine : `device` for the number format that is asked for.
+    """
+    coefficients = dict(surface.coefficients)
+    if "softmax_flops" in coefficients:
+        rate = machine.peak_flops_per_s / machine.num_sms
+        coefficients["softmax_flops"] *= rate / _POOLED_FLOPS_PER_S_PER_UNIT
+    wanted = sustained_frac(device)
+    if wanted is None:
+        return coefficients
+    fmt = find_format("bf16")
+    generic, _ = find_surface("generic", MATMUL, fmt)
+    rated = machine_of(device, fmt)
+    side = {name: np.array([_LARGE_MATMUL]) for name in MATMUL.columns}
+    seconds = float(MATMUL.physics(side, rated, fmt, generic.coefficients)[0])
+    reached = 2.0 * _LARGE_MATMUL**3 / (seconds * rated.peak_flops_per_s)
+    return coefficients | {"compute_frac": coefficients["compute_frac"] * wanted / reached}

@@ -1,0 +1,1 @@
+"""Peak bytes of a training rank, part by part, and whether they fit."""

@@ -1,0 +1,1 @@
+"""Watts and joules of kernels, phases, steps and sites, and what caps and clocks do to them."""

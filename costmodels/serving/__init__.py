@@ -1,0 +1,1 @@
+"""Iterations, memory, latency and throughput of a serving instance."""

@@ -1,0 +1,1 @@
+"""Seconds of a training step: layers, communication, pipelines, software stacks and learned corrections."""

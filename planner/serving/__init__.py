@@ -1,0 +1,1 @@
+"""Serving plans: workloads, engine configurations, the mix of devices, and its check by simulation."""

@@ -1,0 +1,248 @@
+"""The serving flow: buckets, engine configurations per device, the best mix, its check by simulation."""
+
+from dataclasses import replace
+from itertools import product
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from hardware.errors import InfeasibleError
+from planner.facility import facility_note
+from planner.plan import PlanFile, Search
+from planner.plan_io import plan_document
+from planner.serving.items import find_items
+from planner.serving.layers import plan_layers
+from planner.serving.mix import Demand, Fleet, Form, fleet_of, mix_problem
+from planner.serving.models import model_requests
+from planner.serving.offers import DeviceOffer
+from planner.serving.plan import ServingPlan
+from planner.serving.power import draw_notes
+from planner.serving.provenance import serving_provenance
+from planner.serving.replays import Replays
+from planner.serving.request import ServeRequest, resolve_serving
+from planner.serving.result import SolvedFleet, serving_plan_of
+from planner.workload import bucketise, read_workload
+from solvers.gpu_mix import MixProblem, MixSolution, solve_mix
+from solvers.gpu_mix_rate import solve_most_load
+from solvers.outcome import Outcome
+
+__all__ = ["plan_serving"]
+
+_HEADROOM_STEPS = (-0.6, -0.5, -0.4, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5)
+_MAX_FORMS = 16
+"""Combinations of forms of several models that are tried."""
+
+
+def plan_serving(request: ServeRequest) -> PlanFile[ServingPlan]:
+    """Return the best fleets that serve the workload within the targets, best first.
+
+    Raises
+    ------
+    SpecError, InputError
+        if the request cannot be read.
+    InfeasibleError
+        if nothing keeps the targets or the limits; names the lowest latencies or the rows in conflict.
+    """
+    start = perf_counter()
+    asked = [(each, *resolve_serving(each)) for each in model_requests(request)]
+    offers = asked[0][3]
+    demands = tuple(_demand(*each) for each in asked)
+    plans: list[ServingPlan] = []
+    failures: list[InfeasibleError] = []
+    replays = Replays(request)
+    for forms in _forms(demands):
+        try:
+            plans.append(_plan_of_forms(forms, request, demands, replays))
+        except InfeasibleError as error:
+            failures.append(error)
+    notes = [f"{f.args[0]}" for f in failures]
+    if not plans:
+        layered = plan_layers(request, demands)
+        if layered is None:
+            raise _explained(failures[0], demands)
+        plans = [layered]
+        notes = ["no instance of one kind of device holds the model: its layers are spread over all of them"]
+    plans.sort(key=lambda p: (not _holds(p), *_rank(request, p), p.strategy.form))
+    if len(plans) > 1 and request.objective == "cost":
+        plans[0] = _with_reason(plans[0], plans[1])
+    used = {(entry.device, entry.role) for entry in plans[0].mix}
+    return PlanFile(
+        kind="serve",
+        request=plan_document(request),
+        plans=tuple(plans[: request.top]),
+        search=Search(
+            num_configs=sum(d.search.num_configs for d in demands),
+            num_feasible=sum(d.search.num_feasible for d in demands),
+            wall_s=perf_counter() - start,
+            excluded=tuple(dict.fromkeys(e for d in demands for e in d.search.excluded)),
+        ),
+        diagnostics=tuple(
+            dict.fromkeys(
+                (
+                    *notes,
+                    *(n for d in demands for n in _diagnostics(d)),
+                    *draw_notes(
+                        i for d in demands for i in d.search.items if (i.offer.device.name, i.role) in used
+                    ),
+                    *([facility_note(request.facility)] if request.facility else []),
+                )
+            )
+        ),
+        provenance=serving_provenance(request, tuple(d.model for d in demands), offers),
+    )
+
+
+def _demand(request: ServeRequest, model: Any, engine: Any, offers: tuple[DeviceOffer, ...]) -> Demand:
+    """Return one model with its traffic and the instances that could serve it."""
+    rate = request.rate_per_s
+    workload = read_workload(request.workload or "", rate_per_s=rate, percentile=request.percentile)
+    buckets = bucketise(workload.traffic)
+    search = find_items(
+        request,
+        model,
+        engine,
+        offers,
+        buckets,
+        arrival_cv=workload.traffic.arrival_cv,
+        prefix_hit_frac=request.prefix_hit_frac or workload.traffic.prefix_hit_frac,
+    )
+    return Demand(
+        request=request,
+        model=model,
+        engine=engine,
+        workload=workload,
+        buckets=buckets,
+        search=search,
+        offers=offers,
+    )
+
+
+def _forms(demands: tuple[Demand, ...]) -> list[tuple[Form, ...]]:
+    """Return the combinations of forms to try; with many models, the same form for all that leave it open."""
+    open_forms: tuple[Form, ...] = ("joint", "split")
+    each: list[tuple[Form, ...]] = [
+        open_forms if d.request.form == "auto" else (d.request.form,) for d in demands
+    ]
+    combined = list(product(*each))
+    if len(combined) <= _MAX_FORMS:
+        return combined
+    return [tuple(forms[0] if len(forms) == 1 else form for forms in each) for form in open_forms]
+
+
+def _explained(error: InfeasibleError, demands: tuple[Demand, ...]) -> InfeasibleError:
+    """Return the error with what is lowest possible, and which devices cannot hold the model."""
+    several = len(demands) > 1
+    reasons = []
+    for demand in demands:
+        whose = f"{demand.name}: " if several else ""
+        reasons += [f"{whose}{b}" for b in demand.search.bounds if not b.endswith(": ")]
+        reasons += [f"{whose}{e.rule} ({e.count})" for e in demand.search.excluded if "fit" in e.rule]
+    if not any(d.search.num_feasible for d in demands):
+        reasons.append("with max_devices of every device, its layers are spread over several machines")
+    message = f"{error.args[0]}; " + "; ".join(dict.fromkeys(reasons)) if reasons else str(error.args[0])
+    return InfeasibleError(message, error.conflict or demands[0].buckets.names)
+
+
+def _solve(request: ServeRequest, problem: MixProblem) -> tuple[Outcome[MixSolution], float]:
+    """Return the best mix, and the served rate over the asked one."""
+    if request.objective == "throughput":
+        return solve_most_load(problem)
+    return solve_mix(problem), 1.0
+
+
+def _plan_of_forms(
+    forms: tuple[Form, ...], request: ServeRequest, demands: tuple[Demand, ...], replays: Replays
+) -> ServingPlan:
+    """Return the best fleet of the given forms, with the headroom that each model's simulation needed."""
+    fleet = fleet_of(demands, forms)
+    steps = [_HEADROOM_STEPS.index(0.0)] * len(demands)
+    found = _solved(request, fleet, steps, replays)
+    while late := [n for n, check in enumerate(found.checks) if check is not None and not check.holds]:
+        if any(steps[n] + 1 == len(_HEADROOM_STEPS) for n in late):
+            break
+        for n in late:
+            steps[n] += 1
+        try:
+            found = _solved(request, fleet, steps, replays)
+        except InfeasibleError:
+            break
+    if not late and request.simulate:
+        found = _lowered(found, steps, replays)
+    return serving_plan_of(found)
+
+
+def _lowered(found: SolvedFleet, steps: list[int], replays: Replays) -> SolvedFleet:
+    """Return a fleet with as little headroom as the simulation of each model still bears."""
+    for n in range(len(steps)):
+        while steps[n] > 0:
+            fewer = [*steps[:n], steps[n] - 1, *steps[n + 1 :]]
+            tried = _solved(found.request, found.fleet, fewer, replays)
+            if not all(check is None or check.holds for check in tried.checks):
+                break
+            steps[n] = fewer[n]
+            if not np.array_equal(tried.solution.count, found.solution.count) or tried.scale > found.scale:
+                found = tried
+    return found
+
+
+def _solved(request: ServeRequest, fleet: Fleet, steps: list[int], replays: Replays) -> SolvedFleet:
+    """Return the best mix at the given headrooms, replayed."""
+    headrooms = tuple(_HEADROOM_STEPS[s] for s in steps)
+    problem = mix_problem(request, fleet, headrooms)
+    outcome, scale = _solve(request, problem)
+    solution = outcome.unwrap()
+    checks = tuple(
+        replays.check(slot, fleet, solution, scale) if request.simulate else None for slot in fleet.slots
+    )
+    return SolvedFleet(
+        request=request,
+        fleet=fleet,
+        problem=problem,
+        outcome=outcome,
+        scale=scale,
+        headrooms=headrooms,
+        checks=checks,
+    )
+
+
+def _rank(request: ServeRequest, plan: ServingPlan) -> tuple[float, ...]:
+    """Return what orders plans, smallest first: the objective, then dollars."""
+    p = plan.predicted
+    first = {
+        "cost": p.cost_usd_per_hour,
+        "energy": p.watts if p.watts is not None else np.inf,
+        "throughput": -p.requests_per_s,
+    }[request.objective]
+    return (float(first), p.cost_usd_per_hour)
+
+
+def _holds(plan: ServingPlan) -> bool:
+    """Return whether every check of the plan holds."""
+    return all(check.holds for check in plan.certificate)
+
+
+def _with_reason(best: ServingPlan, other: ServingPlan) -> ServingPlan:
+    more = other.predicted.cost_usd_per_hour / best.predicted.cost_usd_per_hour - 1.0
+    return replace(
+        best, reason=f"{best.reason}; the {other.strategy.form} form costs {100 * more:.1f} % more"
+    )
+
+
+def _diagnostics(demand: Demand) -> tuple[str, ...]:
+    notes: list[str] = []
+    if not demand.request.simulate:
+        notes.append(
+            "not simulated: queueing comes from formulas, mixing sizes on an instance is taken as additive"
+        )
+    cv = demand.workload.traffic.arrival_cv
+    if cv > 3.0:
+        notes.append(f"arrivals are bursty (coefficient of variation {cv:.1f})")
+    notes += [
+        f"{e.rule}: {e.count} configurations left out ({e.why})"
+        for e in demand.search.excluded
+        if "fit" in e.rule
+    ]
+    if demand.request.num_adapters:
+        notes.append("low-rank adapters are costed from rated figures; no measured runs are behind them")
+    return tuple(notes)

@@ -1,0 +1,122 @@
+"""Devices as a serving request may have them: where they stand, what they cost, how many there are."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from costmodels.serving.machine import serving_machine
+from hardware.catalog import find_cluster, find_device, find_node
+from hardware.device import Device
+from hardware.errors import OutOfDomainError, PlannerError, SpecError, UnknownNameError
+from hardware.levels import Level
+from hardware.pricing import device_price
+
+__all__ = ["DeviceOffer", "device_offers"]
+
+
+class _Wishes(Protocol):
+    """What of a request says which devices can be had."""
+
+    @property
+    def gpus(self) -> tuple[str, ...]: ...
+    @property
+    def cluster(self) -> str | None: ...
+    @property
+    def nodes(self) -> int | None: ...
+    @property
+    def usd_per_hour(self) -> Mapping[str, float]: ...
+    @property
+    def provider(self) -> str | None: ...
+    @property
+    def region(self) -> str | None: ...
+    @property
+    def spot(self) -> bool: ...
+    @property
+    def max_devices(self) -> Mapping[str, int]: ...
+    @property
+    def min_devices(self) -> Mapping[str, int]: ...
+    @property
+    def catalog(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceOffer:
+    """One device type as it can be had."""
+
+    device: Device
+    levels: tuple[Level, ...]
+    usd_per_hour: float
+    max_devices: float = math.inf
+    min_devices: int = 0
+
+
+def device_offers(request: _Wishes) -> tuple[DeviceOffer, ...]:
+    """Return the devices of a request: those named, or all of a cluster.
+
+    Raises
+    ------
+    SpecError
+        naming every unknown device and missing price.
+    """
+    problems: list[str] = []
+    offers: list[DeviceOffer] = []
+    if bool(request.gpus) == (request.cluster is not None):
+        raise SpecError("request", ["gpus: devices (h100, a100-80gb ...) or a cluster are needed, not both"])
+    if request.cluster is not None:
+        return _of_cluster(request, request.cluster)
+    for name in request.gpus:
+        try:
+            offers.append(_named(request, name))
+        except PlannerError as error:
+            problems.append(f"gpus: {error}")
+    if problems:
+        raise SpecError("request", problems)
+    return tuple(offers)
+
+
+def _named(request: _Wishes, name: str) -> DeviceOffer:
+    try:
+        device = find_device(name, catalogs=request.catalog)
+        levels = serving_machine(device).levels
+    except UnknownNameError:
+        node = find_node(name, catalogs=request.catalog)
+        device = node.device
+        levels = node.levels or serving_machine(device).levels
+    return _offer(request, device, levels, math.inf)
+
+
+def _of_cluster(request: _Wishes, name: str) -> tuple[DeviceOffer, ...]:
+    """Return one offer per type of device; types in several groups stand in the nodes of the largest."""
+    try:
+        cluster = find_cluster(name, request.nodes, catalogs=request.catalog)
+    except PlannerError as error:
+        raise SpecError("request", [f"cluster: {error}"]) from None
+    offers = []
+    for device in dict.fromkeys(group.node.device for group in cluster.groups):
+        groups = [group for group in cluster.groups if group.node.device == device]
+        largest = max(groups, key=lambda group: group.num_devices)
+        usual = serving_machine(device).levels
+        levels = (*largest.node.levels, usual[-1]) if largest.node.levels else usual[-1:]
+        try:
+            offers.append(_offer(request, device, levels, float(sum(g.num_devices for g in groups))))
+        except PlannerError as error:
+            raise SpecError("request", [f"cluster: {error}"]) from None
+    return tuple(offers)
+
+
+def _offer(request: _Wishes, device: Device, levels: tuple[Level, ...], most: float) -> DeviceOffer:
+    price = request.usd_per_hour.get(device.name)
+    if price is None:
+        found = device_price(device, provider=request.provider, region=request.region, spot=request.spot)
+        price = found.usd_per_hour
+    if price <= 0:
+        message = f"{device.name}: a price of {price:g} USD/h is not positive"
+        raise OutOfDomainError(message)
+    return DeviceOffer(
+        device=device,
+        levels=levels,
+        usd_per_hour=price,
+        max_devices=min(most, request.max_devices.get(device.name, math.inf)),
+        min_devices=request.min_devices.get(device.name, 0),
+    )

@@ -1,0 +1,269 @@
+"""A solved mix as a plan: instances, routes, predictions, certificate and reason."""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from costmodels.kernels.times import kernel_model
+from costmodels.serving.bound import throughput_bound_tokens_per_s
+from costmodels.serving.operators import kernel_format
+from planner.facility import site_energy
+from planner.plan import Check
+from planner.plan_io import plan_document
+from planner.serving.items import Item
+from planner.serving.mix import Fleet, Slot, single_usd_per_hour
+from planner.serving.plan import (
+    FleetStrategy,
+    MixEntry,
+    ModelPrediction,
+    Route,
+    ServingPlan,
+    ServingPrediction,
+    SimulatedCheck,
+)
+from planner.serving.power import fleet_draw
+from planner.serving.request import ServeRequest
+from solvers.gpu_mix import MixProblem, MixSolution, check_mix
+from solvers.outcome import Outcome
+
+__all__ = ["SolvedFleet", "serving_plan_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SolvedFleet:
+    """A fleet with its mix, the headroom of each demand and what the replays showed."""
+
+    request: ServeRequest
+    fleet: Fleet
+    problem: MixProblem
+    outcome: Outcome[MixSolution]
+    scale: float
+    """Served rate over the asked one; other than 1 only with the objective throughput."""
+    headrooms: tuple[float, ...]
+    checks: tuple[SimulatedCheck | None, ...]
+
+    @property
+    def solution(self) -> MixSolution:
+        """The mix."""
+        return self.outcome.unwrap()
+
+
+def serving_plan_of(solved: SolvedFleet) -> ServingPlan:
+    """Return the plan of a solved fleet."""
+    fleet, solution = solved.fleet, solved.solution
+    mix = tuple(_entry(solved, slot, i) for slot in fleet.slots for i in _used(slot, solution))
+    predicted = _prediction(solved)
+    forms = {slot.form for slot in fleet.slots}
+    engines = dict.fromkeys(slot.demand.engine.name for slot in fleet.slots)
+    return ServingPlan(
+        strategy=FleetStrategy(
+            form=forms.pop() if len(forms) == 1 else "mixed",
+            engine=", ".join(engines),
+            instances={m.name: m.count for m in mix},
+        ),
+        mix=mix,
+        routing=tuple(route for slot in fleet.slots for route in _routes(solved, slot)),
+        predicted=predicted,
+        certificate=_certificate(solved),
+        reason=_reason(solved.request, predicted, mix),
+    )
+
+
+def _used(slot: Slot, solution: MixSolution) -> list[int]:
+    return [i for i in range(slot.items.start, slot.items.stop) if solution.count[i] > 0]
+
+
+def _entry(solved: SolvedFleet, slot: Slot, i: int) -> MixEntry:
+    item, solution = solved.fleet.items[i], solved.solution
+    served = np.where(solution.share[i] > 0, solved.problem.load[i], 0.0) * solution.share[i] * solved.scale
+    headroom = solved.headrooms[solved.fleet.slots.index(slot)]
+    return MixEntry(
+        name=solved.fleet.item_names[i],
+        device=item.offer.device.name,
+        count=int(solution.count[i]),
+        role=item.role,
+        config=_config(item),
+        devices_per_instance=item.config.num_devices,
+        usd_per_hour=item.usd_per_hour,
+        load_frac=float(served.sum() / max(1.0 + headroom, 1.0) / solution.count[i]),
+        model=slot.demand.name if len(solved.fleet.slots) > 1 else None,
+        watts_per_device=None if item.draw is None else item.draw.watts,
+        cap=item.cap,
+    )
+
+
+def _config(item: Item) -> dict[str, int | bool | str]:
+    document = plan_document(item.config)
+    return {k: v.replace("_", "-") if isinstance(v, str) else v for k, v in document.items()}
+
+
+def _model_prediction(solved: SolvedFleet, number: int) -> ModelPrediction:
+    """Return the figures of one demand: latencies are the worst of what its routed sizes see."""
+    slot, solution = solved.fleet.slots[number], solved.solution
+    traffic = slot.demand.workload.traffic
+    num = len(slot.demand.buckets.names)
+    ttft = tpot = 0.0
+    for i in _used(slot, solution):
+        item = solved.fleet.items[i]
+        share = (
+            np.stack([solution.share[i, span] for span in slot.buckets]).reshape(-1, num).max(axis=0) > 1e-6
+        )
+        if share.any() and item.role != "decode":
+            ttft = max(ttft, float(item.ttft_s[share].max()))
+        if share.any() and item.role != "prefill":
+            tpot = max(tpot, float(item.tpot_s[share].max()))
+    rate = traffic.rate_per_s * solved.scale
+    return ModelPrediction(
+        model=slot.demand.name,
+        form=slot.form,
+        ttft_s=ttft,
+        tpot_s=tpot,
+        requests_per_s=rate,
+        throughput_tokens_per_s=rate * traffic.mean_output_tokens,
+        cost_usd_per_hour=float(
+            sum(solved.fleet.items[i].usd_per_hour * solution.count[i] for i in _used(slot, solution))
+        ),
+        headroom_frac=solved.headrooms[number],
+        simulated=solved.checks[number],
+    )
+
+
+def _prediction(solved: SolvedFleet) -> ServingPrediction:
+    """Return the fleet's figures; latencies are the worst of all models."""
+    fleet, solution = solved.fleet, solved.solution
+    parts = tuple(_model_prediction(solved, n) for n in range(len(fleet.slots)))
+    traffics = [slot.demand.workload.traffic for slot in fleet.slots]
+    output = sum(p.throughput_tokens_per_s for p in parts)
+    total = output + sum(
+        p.requests_per_s * t.mean_prompt_tokens for p, t in zip(parts, traffics, strict=True)
+    )
+    pairs = [(item, int(c)) for item, c in zip(fleet.items, solution.count, strict=True) if c]
+    drawn = fleet_draw(pairs)
+    single = single_usd_per_hour(fleet, solved.problem) if solved.request.objective == "cost" else math.inf
+    return ServingPrediction(
+        ttft_s=max(p.ttft_s for p in parts),
+        tpot_s=max(p.tpot_s for p in parts),
+        throughput_tokens_per_s=output,
+        requests_per_s=sum(p.requests_per_s for p in parts),
+        num_devices=sum(item.config.num_devices * c for item, c in pairs),
+        cost_usd_per_hour=solution.usd_per_hour,
+        cost_usd_per_million_tokens=solution.usd_per_hour / (total * 3600.0) * 1e6,
+        best_single_usd_per_hour=single if math.isfinite(single) else None,
+        bound_usd_per_hour=_bound(solved, "cost"),
+        bound_watts=_bound(solved, "energy"),
+        bound_requests_per_s=_bound(solved, "throughput"),
+        watts=None if drawn is None else drawn.watts,
+        watts_low=None if drawn is None else drawn.low_w,
+        watts_high=None if drawn is None else drawn.high_w,
+        joules_per_token=None if drawn is None else drawn.watts / output,
+        site=None if drawn is None else site_energy(solved.request.facility, drawn.pools, output),
+        headroom_frac=max(solved.headrooms),
+        simulated=solved.checks[0] if len(parts) == 1 else None,
+        by_model=parts if len(parts) > 1 else (),
+    )
+
+
+def _bound(solved: SolvedFleet, objective: str) -> float | None:
+    """Return the proven bound of the objective if it was this one, throughput in requests of all models."""
+    bound = solved.outcome.bound
+    if solved.request.objective != objective or bound is None:
+        return None
+    if objective != "throughput":
+        return bound
+    return bound * sum(slot.demand.workload.traffic.rate_per_s for slot in solved.fleet.slots)
+
+
+def _routes(solved: SolvedFleet, slot: Slot) -> list[Route]:
+    buckets, solution = slot.demand.buckets, solved.solution
+    routes = []
+    for role, span in zip(slot.roles, slot.buckets, strict=True):
+        for b in range(len(buckets.names)):
+            share = solution.share[:, span.start + b]
+            routes.append(
+                Route(
+                    prompt_tokens_up_to=_whole(buckets.prompt_up_to[b]),
+                    output_tokens_up_to=_whole(buckets.output_up_to[b]),
+                    rate_per_s=float(buckets.rate_per_s[b]) * solved.scale,
+                    role=role,
+                    shares={
+                        solved.fleet.item_names[i]: float(share[i]) for i in np.flatnonzero(share > 1e-9)
+                    },
+                    model=slot.demand.name if len(solved.fleet.slots) > 1 else None,
+                )
+            )
+    return routes
+
+
+def _whole(value: float) -> int | None:
+    return None if math.isinf(value) else int(value)
+
+
+def _certificate(solved: SolvedFleet) -> tuple[Check, ...]:
+    problem = replace(solved.problem, load=solved.problem.load * solved.scale)
+    broken = check_mix(problem, solved.solution)
+    gap = solved.outcome.gap_frac
+    checks = [
+        Check(
+            name="every-size-served-and-limits-kept",
+            holds=not broken,
+            detail="; ".join(broken) or "re-checked",
+        ),
+        Check(
+            name=f"{solved.request.objective}-proven",
+            holds=gap is not None and gap <= 1e-4,
+            detail=f"{solved.outcome.status.value}, {100 * (gap or 0.0):.4f} % from the bound",
+        ),
+    ]
+    several = len(solved.fleet.slots) > 1
+    for slot, check in zip(solved.fleet.slots, solved.checks, strict=True):
+        whose = f"{slot.demand.name}: " if several else ""
+        if check is not None:
+            detail = f"{whose}{_check_words(check, slot.demand.request.percentile)}"
+            checks.append(Check(name="targets-hold-in-simulation", holds=check.holds, detail=detail))
+        checks.append(_bound_check(solved, slot, whose))
+    return tuple(checks)
+
+
+def _check_words(check: SimulatedCheck, percentile: float) -> str:
+    within = f"{100 * check.attainment_frac:.2f} % of {check.num_requests} requests within all targets"
+    if check.confidence_frac is None or check.attainment_low_frac is None:
+        return within
+    return (
+        f"{within} over {check.num_replications} replays; with {100 * check.confidence_frac:g} % confidence "
+        f"each target is kept by at least {100 * check.attainment_low_frac:.2f} % ({percentile:g} % wanted)"
+    )
+
+
+def _bound_check(solved: SolvedFleet, slot: Slot, whose: str) -> Check:
+    """Return whether the workload is within what the devices' matmul units can do at all."""
+    traffic = slot.demand.workload.traffic
+    wanted = traffic.rate_per_s * solved.scale * (traffic.mean_prompt_tokens + traffic.mean_output_tokens)
+    bound = 0.0
+    for i in _used(slot, solved.solution):
+        item = solved.fleet.items[i]
+        kernels = kernel_model(item.offer.device)
+        dtype = kernel_format(item.offer.device, int(item.config.weights))
+        each = throughput_bound_tokens_per_s(slot.demand.model, kernels, dtype)
+        bound += int(solved.solution.count[i]) * item.config.num_devices * each
+    detail = f"{whose}{wanted:.4g} of at most {bound:.4g} prompt and output tokens per second"
+    return Check(name="below-the-compute-bound", holds=wanted <= bound, detail=detail)
+
+
+def _reason(request: ServeRequest, predicted: ServingPrediction, mix: tuple[MixEntry, ...]) -> str:
+    kinds = " + ".join(f"{m.count} x {m.name}" for m in mix)
+    if request.objective == "energy":
+        return f"{kinds}: no mix of these instances draws less under this load"
+    if request.objective == "throughput":
+        return f"{kinds}: no mix within the limits serves more requests of these sizes"
+    single = predicted.best_single_usd_per_hour
+    apart = any(m.role != "both" for m in mix)
+    if single is None and apart:
+        return f"{kinds}: the cheapest fleet with prompts and decoding apart"
+    if single is None:
+        return f"{kinds}: no single kind of instance serves every request size"
+    saved = 1.0 - predicted.cost_usd_per_hour / single
+    one = "one kind per phase" if apart else "one kind per model" if predicted.by_model else "one kind"
+    if saved > 1e-9:
+        return f"{kinds}: {100 * saved:.1f} % below the cheapest fleet of {one} ({single:.2f} USD/h)"
+    return f"{kinds}: the cheapest fleet of {one}; no mix is below it"

@@ -1,0 +1,145 @@
+"""Engine configurations worth costing on one device type: legal degrees, allowed formats, fitting weights."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from costmodels.graph import Attention, Experts, ModelGraph
+from costmodels.serving.config import Quant, ServingTable
+from costmodels.serving.engine import EngineStack
+from costmodels.serving.memory import kv_bytes_per_request, serving_memory
+from hardware.device import Device
+from hardware.levels import Level
+from planner.plan import Excluded
+
+__all__ = ["ServingSpace", "quant_of", "serving_space"]
+
+Ints = npt.NDArray[np.int64]
+
+_MIN_REQUESTS = 1.0
+_RULES = {
+    "tp-divides-heads": "tensor parallelism must divide the attention heads",
+    "ep-divides-experts": "expert parallelism must divide the experts",
+    "weights-and-one-request-fit": "weights and the cache of one longest request exceed the device's memory",
+    "format-has-no-unit": "the device neither computes in nor widens this format",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingSpace:
+    """Configurations that fit, and why others are left out."""
+
+    table: ServingTable
+    num_configs: int
+    excluded: tuple[Excluded, ...]
+
+
+def quant_of(label: str) -> Quant:
+    """Return the number format of a label such as fp8-block."""
+    return Quant[label.upper().replace("-", "_")]
+
+
+def _degrees(limit: int) -> list[tuple[int, int]]:
+    """Return (tensor degree, attention groups) in powers of two within one instance."""
+    steps = [2**k for k in range(limit.bit_length()) if 2**k <= limit]
+    return [(tp, dp) for tp in steps for dp in steps if tp * dp <= limit]
+
+
+def serving_space(
+    model: ModelGraph,
+    device: Device,
+    levels: tuple[Level, ...],
+    engine: EngineStack,
+    *,
+    formats: tuple[str, ...],
+    kv_formats: tuple[str, ...],
+    max_devices: int,
+    longest_request: float,
+    draft_tokens: int = 0,
+    lora: tuple[int, int] = (0, 0),
+) -> ServingSpace:
+    """Return every configuration of up to `max_devices` devices that holds the model and one longest request.
+
+    Attention groups and expert parallelism are tried for routed models only; for dense ones, more groups are
+    simply more instances.
+
+    Parameters
+    ----------
+    lora : rank of adapters and how many are kept in memory.
+    """
+    experts = [op for b in model.blocks for op in b.operators if isinstance(op, Experts)]
+    heads = [op.num_heads for b in model.blocks for op in b.operators if isinstance(op, Attention)]
+    rows: list[dict[str, int]] = []
+    counts = dict.fromkeys(_RULES, 0)
+    for tp, dp in _degrees(min(max_devices, levels[-1].size if levels else 1)):
+        if dp > 1 and not experts:
+            continue
+        if any(h % tp for h in heads):
+            counts["tp-divides-heads"] += 1
+            continue
+        for ep in sorted({1, tp * dp} if experts and dp == 1 else {tp * dp} if experts else {1}):
+            if any(e.num_experts % ep for e in experts):
+                counts["ep-divides-experts"] += 1
+                continue
+            rows += _formatted(tp, dp, ep, formats, kv_formats, engine, draft_tokens)
+    table = (
+        ServingTable.from_columns(**{n: np.array([r[n] for r in rows]) for n in rows[0]}) if rows else None
+    )
+    if table is None:
+        return ServingSpace(table=ServingTable.from_configs([]), num_configs=0, excluded=_excluded(counts))
+    table = replace(table, lora_rank=np.full(len(table), lora[0]), num_adapters=np.full(len(table), lora[1]))
+    fits = _fits(model, device, engine, table, longest_request)
+    counts["weights-and-one-request-fit"] = int((~fits).sum())
+    return ServingSpace(table=table.take(fits), num_configs=len(table), excluded=_excluded(counts))
+
+
+def _formatted(
+    tp: int,
+    dp: int,
+    ep: int,
+    formats: tuple[str, ...],
+    kv_formats: tuple[str, ...],
+    engine: EngineStack,
+    draft_tokens: int,
+) -> list[dict[str, int]]:
+    """Return rows of one set of degrees in every allowed format; 4-bit checkpoints keep attention wider."""
+    rows = []
+    for label in formats:
+        code = quant_of(label)
+        around = Quant.BF16 if code in (Quant.NVFP4, Quant.MXFP4, Quant.INT4) else code
+        rows += [
+            {
+                "tp": tp,
+                "dp": dp,
+                "ep": ep,
+                "weights": int(code if code is not Quant.MXFP4 else Quant.BF16),
+                "experts": int(code),
+                "attention": int(around),
+                "kv": int(quant_of(kv)),
+                "max_batch": min(engine.max_batch, engine.token_budget // (1 + draft_tokens)),
+                "token_budget": engine.token_budget,
+                "chunked": int(engine.chunked),
+                "draft_tokens": draft_tokens,
+            }
+            for kv in kv_formats
+        ]
+    return rows
+
+
+def _fits(
+    model: ModelGraph, device: Device, engine: EngineStack, table: ServingTable, longest: float
+) -> npt.NDArray[np.bool_]:
+    memory = serving_memory(
+        model,
+        table,
+        device_bytes=device.memory_bytes,
+        memory_frac=engine.memory_frac,
+        reserve_bytes=engine.reserve_bytes,
+    )
+    one = kv_bytes_per_request(model, table, np.array(longest), engine.block_tokens)
+    return memory.kv_budget_bytes >= _MIN_REQUESTS * one
+
+
+def _excluded(counts: dict[str, int]) -> tuple[Excluded, ...]:
+    return tuple(Excluded(rule=rule, count=n, why=_RULES[rule]) for rule, n in counts.items() if n)

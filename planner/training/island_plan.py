@@ -1,0 +1,287 @@
+"""Groups of a cluster as islands: what each does alone, and training that only averages models between them.
+
+Averaging instead of reducing gradients is another algorithm (local SGD, DiLoCo; under the next round: CO2,
+arXiv 2401.16265). It is planned where the request states `local_steps`, and the plan states its staleness.
+"""
+
+import time
+from itertools import combinations
+
+import numpy as np
+
+from costmodels.cost_table import CostTable
+from costmodels.job import TrainingJob
+from costmodels.stacks import find_stack
+from costmodels.strategy import ConfigTable, Strategy
+from costmodels.training.evaluate import evaluate, rated_peak_flops_per_s
+from costmodels.training.local_updates import LocalUpdateCost, local_update_cost
+from hardware.cluster import Cluster
+from hardware.errors import InfeasibleError, InputError
+from planner.plan import (
+    Check,
+    LocalUpdates,
+    Placement,
+    PlanFile,
+    PlannedIsland,
+    PlannedRank,
+    Search,
+    TrainingPlan,
+    TrainingPrediction,
+)
+from planner.plan_io import plan_document
+from planner.request import TrainRequest, allowed_values
+from planner.training.memory_fit import memory_of
+from planner.training.provenance import training_provenance
+from planner.training.ranks import host_names, rank_coordinates
+from planner.training.search import search_space
+from planner.training.space import training_space
+
+__all__ = ["averaging_s", "best_alone", "group_name", "plan_local_updates"]
+
+_REDUCED_BYTES = 4.0
+"""Models are averaged in fp32."""
+
+
+def group_name(cluster: Cluster, index: int) -> str:
+    """Return what plans call a group: its name, or its number."""
+    return cluster.groups[index].name or f"{index}"
+
+
+def best_alone(
+    request: TrainRequest, job: TrainingJob, cluster: Cluster
+) -> tuple[Strategy, CostTable, int] | None:
+    """Return the best strategy on a cluster taken as one, its cost and the rows searched; None: none fits."""
+    found = search_space(
+        training_space(
+            job,
+            world=cluster.num_devices,
+            levels=cluster.levels,
+            flash_attention=find_stack(job.stack).flash,
+            allow=allowed_values(request),
+        ),
+        memory=memory_of(job, cluster),
+        evaluate=lambda configs: evaluate(job, cluster, configs),
+        top=1,
+        min_probability=request.min_fits_probability,
+    )
+    if found.nearest is not None or not len(found.best):
+        return None
+    strategy = found.best.strategy(0)
+    return strategy, evaluate(job, cluster, ConfigTable.from_strategies([strategy])), found.num_configs
+
+
+def averaging_s(job: TrainingJob, cluster: Cluster) -> float:
+    """Return the time to average the model over the slowest link between two groups. [s]"""
+    rate = min(
+        cluster.bytes_per_s_between(i, j) * min(cluster.groups[i].num_devices, cluster.groups[j].num_devices)
+        for i, j in combinations(range(len(cluster.groups)), 2)
+    )
+    return 2.0 * _REDUCED_BYTES * job.model.num_params / rate
+
+
+def plan_local_updates(request: TrainRequest, job: TrainingJob, cluster: Cluster) -> PlanFile[TrainingPlan]:
+    """Return the plan of groups that train alone and average their models every `request.local_steps` steps.
+
+    Raises
+    ------
+    InputError
+        if the cluster is one group.
+    InfeasibleError
+        if a group cannot hold the model alone.
+    """
+    if request.local_steps is None or cluster.is_homogeneous:
+        message = f"local_steps: cluster {cluster.name} has one group; models are averaged between groups"
+        raise InputError(message)
+    started = time.monotonic()
+    islands, costs, num_configs = _islands(request, job, cluster)
+    cost = local_update_cost(
+        tuple(island.step_s for island in islands),
+        averaging_s(job, cluster),
+        local_steps=request.local_steps,
+        overlapped=request.local_overlap,
+    )
+    updates = LocalUpdates(
+        local_steps=request.local_steps,
+        overlapped=request.local_overlap,
+        staleness_steps=cost.staleness_steps,
+        reduce_s=averaging_s(job, cluster),
+        exposed_s=cost.exposed_s,
+        islands=islands,
+    )
+    predicted = _prediction(job, cluster, islands, costs, cost)
+    placement = _placement(cluster, islands)
+    plan = TrainingPlan(
+        strategy=islands[0].strategy,
+        predicted=predicted,
+        placement=placement,
+        certificate=_certificate(job, cluster, updates, predicted, placement),
+        local_updates=updates,
+    )
+    return PlanFile(
+        kind="train",
+        request=plan_document(request),
+        plans=(plan,),
+        search=Search(num_configs=num_configs, num_feasible=len(islands), wall_s=time.monotonic() - started),
+        diagnostics=_notes(job, cluster, updates, cost),
+        provenance=training_provenance(job, cluster),
+    )
+
+
+def _islands(
+    request: TrainRequest, job: TrainingJob, cluster: Cluster
+) -> tuple[tuple[PlannedIsland, ...], list[CostTable], int]:
+    """Return every group with its share of the batch, dealt by what each attains alone on all of it."""
+    groups = range(len(cluster.groups))
+    alone = [best_alone(request, job, cluster.group_cluster(i)) for i in groups]
+    searched = sum(found[2] for found in alone if found)
+    speeds = []
+    for i, found in zip(groups, alone, strict=True):
+        if found is None:
+            raise _unfit(cluster, i)
+        speeds.append(1.0 / float(found[1].step_s[0]))
+    islands, costs = [], []
+    for i, batch in enumerate(_shares(job.global_batch, speeds)):
+        own = TrainingJob(
+            model=job.model,
+            seq_len=job.seq_len,
+            global_batch=batch,
+            precision=job.precision,
+            stack=job.stack,
+            optimizer=job.optimizer,
+        )
+        found = best_alone(request, own, cluster.group_cluster(i))
+        if found is None:
+            raise _unfit(cluster, i)
+        strategy, table, count = found
+        searched += count
+        costs.append(table)
+        islands.append(
+            PlannedIsland(
+                group=group_name(cluster, i),
+                strategy=strategy,
+                global_batch=batch,
+                step_s=float(table.step_s[0]),
+                peak_memory_bytes=float(table.peak_memory_bytes[0]),
+            )
+        )
+    return tuple(islands), costs, searched
+
+
+def _unfit(cluster: Cluster, group: int) -> InfeasibleError:
+    message = f"local_steps: group {group_name(cluster, group)} of {cluster.name} cannot hold the model alone"
+    return InfeasibleError(message, ("memory of every stage",))
+
+
+def _shares(global_batch: int, speeds: list[float]) -> list[int]:
+    """Return whole shares of the batch by speed, in the largest power of two that keeps a fine division.
+
+    Powers of two leave the islands many degrees of data parallelism; the fastest island takes the rest.
+    """
+    unit = 1
+    while global_batch % (2 * unit) == 0 and 2 * unit * 16 * len(speeds) <= global_batch:
+        unit *= 2
+    parts = global_batch // unit
+    exact = np.array(speeds) / sum(speeds) * parts
+    shares = np.maximum(1, np.floor(exact)).astype(int)
+    while shares.sum() > parts:
+        shares[int(np.argmax(shares))] -= 1
+    while shares.sum() < parts:
+        shares[int(np.argmax(exact - shares))] += 1
+    return [int(share) * unit for share in shares]
+
+
+def _prediction(
+    job: TrainingJob,
+    cluster: Cluster,
+    islands: tuple[PlannedIsland, ...],
+    costs: list[CostTable],
+    cost: LocalUpdateCost,
+) -> TrainingPrediction:
+    slowest = max(range(len(islands)), key=lambda i: islands[i].step_s)
+    fullest = max(
+        range(len(islands)), key=lambda i: islands[i].peak_memory_bytes / costs[i].device_memory_bytes
+    )
+    own = {name: float(column[0]) for name, column in costs[slowest].time_parts().items()}
+    spread = float(costs[slowest].step_high_s[0]) / islands[slowest].step_s
+    rated = sum(
+        group.num_devices * rated_peak_flops_per_s(group.node.device, job.precision)
+        for group in cluster.groups
+    )
+    return TrainingPrediction(
+        step_s=cost.step_s,
+        step_low_s=cost.step_s / spread,
+        step_high_s=cost.step_s * spread,
+        tokens_per_s_per_device=job.num_tokens / cost.step_s / cluster.num_devices,
+        mfu_frac=sum(table.model_flops for table in costs) / (cost.step_s * rated),
+        peak_memory_bytes=islands[fullest].peak_memory_bytes,
+        memory_parts_bytes={n: float(c[0]) for n, c in costs[fullest].memory.parts().items()},
+        memory_capacity_bytes=costs[fullest].device_memory_bytes,
+        fits_probability=min(float(table.fits_probability[0]) for table in costs),
+        time_parts_s=own | {"averaging": cost.exposed_s},
+    )
+
+
+def _placement(cluster: Cluster, islands: tuple[PlannedIsland, ...]) -> Placement:
+    """Return the ranks of all islands over the devices in order; coordinates are those inside the island."""
+    places = iter(host_names(cluster))
+    ranks: list[PlannedRank] = []
+    for number, island in enumerate(islands):
+        for at in rank_coordinates(island.strategy):
+            host, device = next(places)
+            ranks.append(
+                PlannedRank(rank=len(ranks), host=host, device=device, coordinates={"island": number} | at)
+            )
+    return Placement(ranks=tuple(ranks))
+
+
+def _certificate(
+    job: TrainingJob,
+    cluster: Cluster,
+    updates: LocalUpdates,
+    predicted: TrainingPrediction,
+    placement: Placement,
+) -> tuple[Check, ...]:
+    worlds = [island.strategy.world for island in updates.islands]
+    sizes = [group.num_devices for group in cluster.groups]
+    batches = [island.global_batch for island in updates.islands]
+    seats = {(rank.host, rank.device) for rank in placement.ranks}
+    parts = sum(predicted.time_parts_s.values())
+    return (
+        Check(name="degrees-fill-every-group", holds=worlds == sizes, detail=f"{worlds} of {sizes} devices"),
+        Check(
+            name="batches-sum-to-the-global-batch",
+            holds=sum(batches) == job.global_batch,
+            detail=f"{batches} of {job.global_batch} sequences",
+        ),
+        Check(
+            name="every-rank-has-its-own-device",
+            holds=len(seats) == len(placement.ranks) == sum(sizes),
+            detail=f"{len(placement.ranks)} ranks on {len(seats)} devices",
+        ),
+        Check(
+            name="staleness-is-stated",
+            holds=updates.staleness_steps >= updates.local_steps,
+            detail=f"{updates.staleness_steps} steps after rounds of {updates.local_steps}",
+        ),
+        Check(
+            name="time-parts-sum-to-the-step",
+            holds=abs(parts - predicted.step_s) <= 1e-9 * predicted.step_s,
+            detail=f"{parts:.6g} of {predicted.step_s:.6g} s",
+        ),
+    )
+
+
+def _notes(
+    job: TrainingJob, cluster: Cluster, updates: LocalUpdates, cost: LocalUpdateCost
+) -> tuple[str, ...]:
+    under = "under the next round" if updates.overlapped else "while all wait"
+    shares = ", ".join(f"{i.group} {i.global_batch} sequences in {i.step_s:.3g} s" for i in updates.islands)
+    rest = f"of which every step waits {cost.exposed_s:.3g} s" if cost.exposed_s > 0 else "all of it hidden"
+    return (
+        f"software stack {job.stack}: kernels, launch overheads and overlap are those of this stack",
+        f"another algorithm than synchronous training, as asked: {cluster.name}'s groups take "
+        f"{updates.local_steps} optimizer steps alone and average their models {under}; other groups' "
+        f"updates arrive {updates.staleness_steps} steps late; what that costs in loss is not predicted",
+        f"shares of the batch by speed: {shares}",
+        f"averaging takes {updates.reduce_s:.3g} s over the joining links, {rest}",
+    )

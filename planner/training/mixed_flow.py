@@ -1,0 +1,258 @@
+"""The training flow on a cluster of unlike groups: pipelines across them, against every simpler way."""
+
+import time
+from itertools import pairwise
+from math import ceil
+
+import numpy as np
+
+from costmodels.job import TrainingJob
+from costmodels.memory.feasibility import fits_probability
+from costmodels.memory.peak import memory_coefficients, usable_bytes
+from costmodels.training.evaluate import rated_peak_flops_per_s
+from costmodels.training.local_updates import local_update_cost
+from hardware.cluster import Cluster
+from hardware.errors import InfeasibleError, InputError
+from planner.plan import (
+    Check,
+    Excluded,
+    Placement,
+    PlanFile,
+    PlannedRank,
+    PlannedStage,
+    Search,
+    TrainingPlan,
+    TrainingPrediction,
+)
+from planner.plan_io import plan_document
+from planner.request import TrainRequest, group_speeds
+from planner.training.island_plan import averaging_s, best_alone, group_name
+from planner.training.mixed_plan import MixedPipeline, best_mixed_pipelines
+from planner.training.provenance import training_provenance
+from planner.training.ranks import host_names
+
+__all__ = ["plan_mixed_training"]
+
+
+def plan_mixed_training(
+    request: TrainRequest, job: TrainingJob, cluster: Cluster, *, flat: tuple[TrainingPlan, ...] = ()
+) -> PlanFile[TrainingPlan]:
+    """Return pipelines over all groups, best first, with what one group alone or one flat network would take.
+
+    Parameters
+    ----------
+    flat : plans that take all groups as one cluster over the network that they share; ranked with the others.
+
+    Raises
+    ------
+    InfeasibleError
+        if no pipeline over the groups fits in memory.
+    InputError
+        if the request narrows columns that differ between groups.
+    """
+    if request.allow:
+        message = (
+            f"allow: {', '.join(request.allow)} cannot be narrowed on {cluster.name}, whose groups differ"
+        )
+        raise InputError(message)
+    started = time.monotonic()
+    attained = group_speeds(request, cluster)
+    pipelines = best_mixed_pipelines(job, cluster, top=request.top, attained=attained)
+    if not pipelines:
+        message = (
+            f"no pipeline over the groups of {cluster.name} fits in memory; add nodes or shorten sequences"
+        )
+        raise InfeasibleError(message, ("memory of every stage",))
+    mixed = [_plan(pipeline, job, cluster) for pipeline in pipelines]
+    even = () if attained else flat  # a flat cluster is predicted with all groups equally fast
+    plans = tuple(sorted([*mixed, *even], key=lambda plan: plan.predicted.step_s)[: request.top])
+    return PlanFile(
+        kind="train",
+        request=plan_document(request),
+        plans=plans,
+        search=Search(
+            num_configs=len(pipelines) + len(flat),
+            num_feasible=len(pipelines) + len(flat),
+            wall_s=time.monotonic() - started,
+            excluded=(
+                Excluded(
+                    rule="groups-stay-in-one-fabric",
+                    count=0,
+                    why="tensor, data and expert groups across unlike groups are not enumerated",
+                ),
+            ),
+        ),
+        diagnostics=_diagnostics(request, job, cluster, pipelines[0], flat),
+        provenance=training_provenance(job, cluster),
+    )
+
+
+def _plan(pipeline: MixedPipeline, job: TrainingJob, cluster: Cluster) -> TrainingPlan:
+    predicted = _prediction(pipeline, job, cluster)
+    placement = _placement(pipeline, cluster)
+    stages = tuple(
+        PlannedStage(
+            group=group_name(cluster, stage.group),
+            tp=stage.tp,
+            num_layers=stage.num_layers,
+            peak_memory_bytes=stage.peak_memory_bytes,
+        )
+        for stage in pipeline.stages
+    )
+    return TrainingPlan(
+        strategy=pipeline.strategy,
+        predicted=predicted,
+        placement=placement,
+        certificate=_certificate(pipeline, predicted, placement, job, cluster),
+        stages=stages,
+    )
+
+
+def _prediction(pipeline: MixedPipeline, job: TrainingJob, cluster: Cluster) -> TrainingPrediction:
+    devices = [cluster.groups[stage.group].node.device for stage in pipeline.stages]
+    fullest = max(
+        range(len(devices)), key=lambda i: pipeline.stages[i].peak_memory_bytes / devices[i].memory_bytes
+    )
+    peak = pipeline.stages[fullest].peak_memory_bytes
+    sigma = memory_coefficients(job.stack).sigma
+    fits = [
+        float(fits_probability(np.array([stage.peak_memory_bytes]), usable_bytes(device), sigma)[0])
+        for stage, device in zip(pipeline.stages, devices, strict=True)
+    ]
+    rated = sum(
+        group.num_devices * rated_peak_flops_per_s(group.node.device, job.precision)
+        for group in cluster.groups
+    )
+    step_s = pipeline.step_s
+    powers = [group.node.device.tdp_w for group in cluster.groups]
+    known = all(power is not None for power in powers)
+    watts = sum(
+        group.num_devices * (power or 0.0) for group, power in zip(cluster.groups, powers, strict=True)
+    )
+    return TrainingPrediction(
+        step_s=step_s,
+        step_low_s=step_s * float(np.exp(-1.645 * pipeline.sigma)),
+        step_high_s=step_s * float(np.exp(1.645 * pipeline.sigma)),
+        tokens_per_s_per_device=job.num_tokens / step_s / cluster.num_devices,
+        mfu_frac=pipeline.model_flops / (step_s * rated),
+        peak_memory_bytes=peak,
+        memory_parts_bytes={"fullest_stage": peak},
+        memory_capacity_bytes=devices[fullest].memory_bytes,
+        fits_probability=min(fits),
+        time_parts_s={
+            "stages": pipeline.compute_s,
+            "pp_comm": pipeline.exposed_p2p_s,
+            "dp_comm": pipeline.gradient_s,
+            "optimizer_and_fixed": pipeline.other_s,
+        },
+        energy_j=watts * step_s if known else None,
+    )
+
+
+def _placement(pipeline: MixedPipeline, cluster: Cluster) -> Placement:
+    """Return ranks stage by stage, each on the devices of its group in their order."""
+    places = host_names(cluster)
+    sizes = [group.num_devices for group in cluster.groups]
+    start = [sum(sizes[:i]) for i in range(len(sizes))]
+    free = dict(enumerate(start))
+    ranks: list[PlannedRank] = []
+    for pp, stage in enumerate(pipeline.stages):
+        for dp in range(pipeline.strategy.dp):
+            for tp in range(stage.tp):
+                host, device = places[free[stage.group]]
+                free[stage.group] += 1
+                at = {"tp": tp, "cp": 0, "dp": dp, "pp": pp}
+                ranks.append(PlannedRank(rank=len(ranks), host=host, device=device, coordinates=at))
+    return Placement(ranks=tuple(ranks))
+
+
+def _certificate(
+    pipeline: MixedPipeline,
+    predicted: TrainingPrediction,
+    placement: Placement,
+    job: TrainingJob,
+    cluster: Cluster,
+) -> tuple[Check, ...]:
+    used = [
+        sum(stage.tp for stage in pipeline.stages if stage.group == index) * pipeline.strategy.dp
+        for index in range(len(cluster.groups))
+    ]
+    sizes = [group.num_devices for group in cluster.groups]
+    layers = [stage.num_layers for stage in pipeline.stages]
+    seats = {(rank.host, rank.device) for rank in placement.ranks}
+    over = [stage for stage in pipeline.stages if stage.peak_memory_bytes > stage.limit_bytes]
+    parts = sum(predicted.time_parts_s.values())
+    order = [stage.group for stage in pipeline.stages]
+    crossings = sum(a != b for a, b in pairwise(order))
+    return (
+        Check(name="degrees-fill-every-group", holds=used == sizes, detail=f"{used} of {sizes} devices"),
+        Check(
+            name="layers-sum-to-the-model",
+            holds=sum(layers) == job.model.num_layers and min(layers) > 0,
+            detail=f"{layers} of {job.model.num_layers}",
+        ),
+        Check(
+            name="every-rank-has-its-own-device",
+            holds=len(seats) == len(placement.ranks) == sum(sizes),
+            detail=f"{len(placement.ranks)} ranks on {len(seats)} devices",
+        ),
+        Check(
+            name="only-the-pipeline-crosses-groups",
+            holds=crossings == len(set(order)) - 1,
+            detail=f"{crossings} cuts between groups",
+        ),
+        Check(
+            name="every-stage-fits",
+            holds=not over,
+            detail=f"{len(pipeline.stages) - len(over)} of {len(pipeline.stages)} stages within their device",
+        ),
+        Check(
+            name="time-parts-sum-to-the-step",
+            holds=abs(parts - predicted.step_s) <= 1e-9 * predicted.step_s,
+            detail=f"{parts:.6g} of {predicted.step_s:.6g} s",
+        ),
+    )
+
+
+def _diagnostics(
+    request: TrainRequest,
+    job: TrainingJob,
+    cluster: Cluster,
+    best: MixedPipeline,
+    flat: tuple[TrainingPlan, ...],
+) -> tuple[str, ...]:
+    notes = [f"software stack {job.stack}: kernels, launch overheads and overlap are those of this stack"]
+    notes.append(f"pipeline over all groups: {best.step_s:.3g} s per step")
+    if request.attained:
+        speeds = ", ".join(f"{name} {speed:g}" for name, speed in sorted(request.attained.items()))
+        notes.append(f"layers are dealt by the measured speeds {speeds}; groups alone are as predicted")
+    times: list[float | None] = []
+    for index, group in enumerate(cluster.groups):
+        found = best_alone(request, job, cluster.group_cluster(index))
+        alone = None if found is None else float(found[1].step_s[0])
+        times.append(alone)
+        name = group_name(cluster, index)
+        took = "does not fit in memory" if alone is None else f"{alone:.3g} s per step"
+        faster = " and is faster: leave the others out" if alone is not None and alone < best.step_s else ""
+        notes.append(f"group {name} alone ({group.num_devices} devices): {took}{faster}")
+    if len({group.node.device.name for group in cluster.groups}) == 1:
+        took = f"{flat[0].predicted.step_s:.3g} s per step" if flat else "does not fit in memory"
+        took += ", were all groups as fast as predicted" if flat and request.attained else ""
+        notes.append(f"all groups as one cluster over the network that they share: {took}")
+    return (*notes, *_local_update_note(job, cluster, times))
+
+
+def _local_update_note(job: TrainingJob, cluster: Cluster, alone_s: list[float | None]) -> list[str]:
+    """Return what islands that average their models now and then would take; never taken unasked."""
+    known = [time_s for time_s in alone_s if time_s is not None]
+    if len(known) < len(alone_s):
+        return []
+    island_s = 1.0 / sum(1.0 / time_s for time_s in known)
+    reduce_s = averaging_s(job, cluster)
+    steps = max(1, ceil(reduce_s / island_s))
+    cost = local_update_cost((island_s,), reduce_s, local_steps=steps, overlapped=True)
+    return [
+        f"option, not taken: averaging models every {steps} steps under the next round (CO2) would take "
+        f"{cost.step_s:.3g} s per step; it changes the algorithm, "
+        f"updates arrive {cost.staleness_steps} steps late (local_steps: {steps} takes it)"
+    ]

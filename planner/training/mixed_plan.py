@@ -1,0 +1,363 @@
+"""Training across islands: groups of nodes that differ in devices or in networks.
+
+Only the pipeline crosses from one group to another, because it carries the least: every tensor, data and
+expert group stays inside one group's fabric. A group may have its own tensor degree and number of stages; all
+share the number of replicas, so pipelines run side by side. Layers are dealt to the stages by what each
+attains, compute plus its share of the gradient reduction, exactly (`solvers.stage_split`), within the memory
+of its devices. Per micro-batch a stage takes its compute and one exchange per neighbour, activations one way
+and gradients the other at once; the first stages of two groups exchange over their best common fabric.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import permutations, product
+
+import numpy as np
+import numpy.typing as npt
+
+from costmodels.collectives.times import p2p_s
+from costmodels.job import TrainingJob
+from costmodels.memory.peak import memory_coefficients, usable_bytes
+from costmodels.strategy import ConfigTable, Recompute, Strategy
+from costmodels.training.evaluate import evaluate
+from hardware.cluster import Cluster
+from hardware.levels import Level, LinkKind
+from solvers.stage_split import StageSplitProblem, solve_stage_split
+
+__all__ = ["MixedPipeline", "MixedStage", "best_mixed_pipelines"]
+
+Floats = npt.NDArray[np.float64]
+
+_SAFE_DEVIATIONS = 2.326
+"""Standard deviations that 99 % of a normal distribution lie below."""
+_HEAD_LAYERS_PER_VOCAB = 1.0 / 12.0
+"""A head costs V / (12 h) layers: 2 h V flops a token against 24 h^2 of a layer."""
+_MICRO_BATCHES = (1, 2, 4, 8)
+_SAME = 1e-6
+"""Relative difference up to which two pipelines count as the same one in another order."""
+_MAX_ORDERED_GROUPS = 4
+"""Up to this many groups every order along the pipeline is tried; more keep the cluster's order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixedStage:
+    """One stage of the pipeline."""
+
+    group: int
+    """Index of the cluster's group whose devices hold it."""
+    tp: int
+    num_layers: int
+    compute_s: float
+    """Per micro-batch, forward and backward."""
+    gradient_s: float
+    """Exposed gradient reduction of a step."""
+    peak_memory_bytes: float
+    limit_bytes: float
+    """What fits with 99 % probability."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixedPipeline:
+    """A strategy whose stages differ, and its cost."""
+
+    strategy: Strategy
+    """Common degrees; `tp` is that of the first stage."""
+    stages: tuple[MixedStage, ...]
+    compute_s: float
+    exposed_p2p_s: float
+    gradient_s: float
+    other_s: float
+    """Optimizer step and fixed costs."""
+    model_flops: float
+    sigma: float
+    """Standard deviation of ln(measured / predicted) step time."""
+
+    @property
+    def step_s(self) -> float:
+        """Time of one optimizer step."""
+        return self.compute_s + self.exposed_p2p_s + self.gradient_s + self.other_s
+
+
+@dataclass(frozen=True, slots=True)
+class _GroupCosts:
+    """Per layer costs of one group under one strategy."""
+
+    layer_s: float
+    gradient_s: float
+    peak_bytes: float
+    other_s: float
+    model_flops: float
+    sigma: float
+
+
+def best_mixed_pipelines(
+    job: TrainingJob,
+    cluster: Cluster,
+    *,
+    top: int = 5,
+    attained: dict[int, float] | None = None,
+    micro_batches: tuple[int, ...] = _MICRO_BATCHES,
+    recomputes: tuple[Recompute, ...] = (Recompute.NONE, Recompute.FULL),
+) -> tuple[MixedPipeline, ...]:
+    """Return the fastest pipelines over all groups that fit in memory, best first; empty if none does.
+
+    Parameters
+    ----------
+    attained : measured speed of a device of each group, by index, in any unit; the fastest group keeps its
+        predicted time and the others are slower by what was measured instead of what is predicted.
+    """
+    shapes = list(_shapes(job, cluster, micro_batches, recomputes))
+    costs = _as_attained(_group_costs(job, cluster, shapes), attained or {})
+    queue = []
+    for number, (strategy, layout) in enumerate(shapes):
+        known = [costs.get((group, tp, stages, strategy)) for group, tp, stages in layout]
+        entries = [entry for entry in known if entry is not None]
+        if len(entries) == len(layout):
+            queue.append((_bound_s(job, strategy, layout, entries), number, entries))
+    queue.sort(key=lambda entry: entry[:2])
+    found: list[MixedPipeline] = []
+    for bound_s, number, entries in queue:
+        best = _distinct(found, top)
+        if len(best) == top and bound_s > best[-1].step_s:
+            break
+        strategy, layout = shapes[number]
+        pipeline = _pipeline(job, cluster, strategy, layout, entries)
+        if pipeline is not None:
+            found = [*best, pipeline] if len(best) == top else [*found, pipeline]
+    return tuple(_distinct(found, top))
+
+
+def _distinct(found: list[MixedPipeline], top: int) -> list[MixedPipeline]:
+    """Return the fastest pipelines, those of the same time but in another order left out."""
+    best: list[MixedPipeline] = []
+    for pipeline in sorted(
+        found, key=lambda p: (p.step_s, p.strategy.pp, tuple(s.num_layers for s in p.stages))
+    ):
+        if len(best) == top:
+            break
+        if not best or pipeline.step_s > best[-1].step_s * (1 + _SAME):
+            best.append(pipeline)
+    return best
+
+
+def _bound_s(job: TrainingJob, strategy: Strategy, layout: "Layout", costs: "list[_GroupCosts]") -> float:
+    """Return a time that no layer split beats: compute alone, dealt as if layers could be cut at will."""
+    rounds = job.global_batch // (strategy.dp * strategy.micro_batch)
+    rate = sum(stages / entry.layer_s for (_, _, stages), entry in zip(layout, costs, strict=True))
+    least = min(entry.layer_s for entry in costs)
+    layers = job.model.num_layers
+    other = max(entry.other_s for entry in costs)
+    return (rounds - 1) * layers / rate + layers * least + other
+
+
+GroupCosts = dict[tuple[int, int, int, Strategy], _GroupCosts]
+"""By (group, tensor degree, stages, strategy)."""
+Layout = tuple[tuple[int, int, int], ...]
+"""(group, tensor degree, stages) in pipeline order."""
+
+
+def _shapes(
+    job: TrainingJob, cluster: Cluster, micro_batches: tuple[int, ...], recomputes: tuple[Recompute, ...]
+) -> Iterator[tuple[Strategy, Layout]]:
+    """Yield every division of the groups into replicas, tensor degrees and stages that uses all devices."""
+    sizes = [group.num_devices for group in cluster.groups]
+    for dp in (d for d in range(1, min(sizes) + 1) if job.global_batch % d == 0):
+        options = []
+        for group in cluster.groups:
+            per_node = group.node.num_devices
+            options.append(
+                [
+                    (tp, group.num_devices // (tp * dp))
+                    for tp in range(1, per_node + 1)
+                    if per_node % tp == 0 and group.num_devices % (tp * dp) == 0
+                ]
+            )
+        for choice in product(*options):
+            pp = sum(stages for _, stages in choice)
+            if pp > job.model.num_layers:
+                continue
+            for micro_batch, recompute in product(micro_batches, recomputes):
+                if job.global_batch // dp % micro_batch == 0:
+                    strategy = Strategy(
+                        tp=choice[0][0], pp=pp, dp=dp, micro_batch=micro_batch, recompute=recompute
+                    )
+                    yield from ((strategy, layout) for layout in _orders(choice))
+
+
+def _orders(choice: tuple[tuple[int, int], ...]) -> Iterator[Layout]:
+    entries = [(group, tp, stages) for group, (tp, stages) in enumerate(choice)]
+    if len(entries) > _MAX_ORDERED_GROUPS:
+        yield tuple(entries)
+        return
+    yield from permutations(entries)
+
+
+def _group_costs(job: TrainingJob, cluster: Cluster, shapes: list[tuple[Strategy, Layout]]) -> GroupCosts:
+    """Return the costs of every group under every strategy that some shape gives it, one table per group."""
+    wanted: dict[int, dict[tuple[int, int, Strategy], Strategy]] = {}
+    for strategy, layout in shapes:
+        for group, tp, stages in layout:
+            alone = replace(strategy, tp=tp, sequence_parallel=tp > 1)
+            wanted.setdefault(group, {})[tp, stages, strategy] = alone
+    found: GroupCosts = {}
+    for group, entries in wanted.items():
+        rows = list(dict.fromkeys(entries.values()))
+        table = evaluate(job, cluster.group_cluster(group), ConfigTable.from_strategies(rows))
+        most = np.array([-(-job.model.num_layers // row.pp) for row in rows])
+        slots = (most + _head_layers(job)) * np.array(
+            [job.global_batch // (row.dp * row.micro_batch) for row in rows]
+        )
+        busy = (
+            table.forward_s
+            + table.backward_s
+            + table.recompute_s
+            + table.tp_comm_s
+            + table.ep_comm_s
+            + table.host_s
+        )
+        costs = {
+            row: _GroupCosts(
+                layer_s=float(busy[i] / slots[i]),
+                gradient_s=float(table.dp_comm_s[i] / most[i]),
+                peak_bytes=float(table.peak_memory_bytes[i] / most[i]),
+                other_s=float(table.optimizer_s[i] + table.fixed_s[i]),
+                model_flops=table.model_flops,
+                sigma=float(table.sigma[i]),
+            )
+            for i, row in enumerate(rows)
+        }
+        for (tp, stages, strategy), row in entries.items():
+            found[group, tp, stages, strategy] = costs[row]
+    return found
+
+
+def _as_attained(costs: GroupCosts, attained: dict[int, float]) -> GroupCosts:
+    """Return the costs with the measured ratios of the groups' speeds in place of the predicted ones."""
+    if not attained:
+        return costs
+    device_s: dict[int, float] = {}
+    for (group, tp, _, strategy), entry in costs.items():
+        whole_s = entry.layer_s * tp / strategy.micro_batch
+        device_s[group] = min(whole_s, device_s.get(group, np.inf))
+    fastest = max(device_s, key=lambda group: (attained[group], -group))
+    slower = {
+        group: device_s[fastest] / device_s[group] * attained[fastest] / attained[group] for group in device_s
+    }
+    return {key: replace(entry, layer_s=entry.layer_s * slower[key[0]]) for key, entry in costs.items()}
+
+
+def _pipeline(
+    job: TrainingJob,
+    cluster: Cluster,
+    strategy: Strategy,
+    layout: Layout,
+    costs: list[_GroupCosts],
+) -> MixedPipeline | None:
+    """Return the pipeline with its best layer split, None if no split fits in memory."""
+    groups = [index for index, (_, _, stages) in enumerate(layout) for _ in range(stages)]
+    num_layers = job.model.num_layers
+    num_micro_batches = job.global_batch // (strategy.dp * strategy.micro_batch)
+    layer_s = np.array([costs[g].layer_s for g in groups])
+    share = layer_s + np.array([costs[g].gradient_s for g in groups]) / num_micro_batches
+    limits = np.array([_limit_bytes(job, cluster, layout[g][0]) for g in groups])
+    per_layer = np.array([costs[g].peak_bytes for g in groups])
+    hops = _hops_s(job, cluster, strategy, layout)
+    base = np.zeros(len(groups))
+    base[:-1] += hops
+    base[1:] += hops
+    head = _head_layers(job) * layer_s[-1]
+    base[-1] += head
+    outcome = solve_stage_split(
+        StageSplitProblem(
+            layer_s=np.repeat(share[:, None], num_layers, axis=1),
+            base_s=base,
+            num_micro_batches=num_micro_batches,
+            layer_bytes=np.repeat(per_layer[:, None], num_layers, axis=1),
+            limit_bytes=limits,
+        )
+    )
+    if outcome.solution is None:
+        return None
+    counts = np.array(outcome.solution.num_layers)
+    compute = counts * layer_s
+    compute[-1] += head
+    exchanges = np.concatenate([hops, [0.0]]) + np.concatenate([[0.0], hops])
+    alone = (num_micro_batches - 1) * float(compute.max()) + float(compute.sum())
+    busy = compute + exchanges
+    whole = (num_micro_batches - 1) * float(busy.max()) + float(compute.sum() + 2.0 * hops.sum())
+    gradients = counts * np.array([costs[g].gradient_s for g in groups])
+    stages = _stages(layout, groups, counts, compute, gradients, per_layer, limits)
+    return MixedPipeline(
+        strategy=replace(strategy, tp=layout[0][1], sequence_parallel=layout[0][1] > 1),
+        stages=stages,
+        compute_s=alone,
+        exposed_p2p_s=whole - alone,
+        gradient_s=float(gradients.max()),
+        other_s=max(c.other_s for c in costs),
+        model_flops=costs[0].model_flops,
+        sigma=max(c.sigma for c in costs),
+    )
+
+
+def _stages(
+    layout: Layout,
+    groups: list[int],
+    counts: npt.NDArray[np.int64],
+    compute_s: Floats,
+    gradient_s: Floats,
+    layer_bytes: Floats,
+    limit_bytes: Floats,
+) -> tuple[MixedStage, ...]:
+    """Return the stages of a solved split; `groups` names each stage's entry of the layout."""
+    return tuple(
+        MixedStage(
+            group=layout[entry][0],
+            tp=layout[entry][1],
+            num_layers=int(counts[i]),
+            compute_s=float(compute_s[i]),
+            gradient_s=float(gradient_s[i]),
+            peak_memory_bytes=float(counts[i] * layer_bytes[i]),
+            limit_bytes=float(limit_bytes[i]),
+        )
+        for i, entry in enumerate(groups)
+    )
+
+
+def _head_layers(job: TrainingJob) -> float:
+    """Return how many layers the head is worth; the slowest stage of an even split holds it."""
+    return job.model.vocab / job.model.hidden * _HEAD_LAYERS_PER_VOCAB
+
+
+def _limit_bytes(job: TrainingJob, cluster: Cluster, group: int) -> float:
+    """Return the predicted peak up to which a device of the group fits with 99 % probability."""
+    sigma = memory_coefficients(job.stack).sigma
+    return usable_bytes(cluster.groups[group].node.device) * float(np.exp(-_SAFE_DEVIATIONS * sigma))
+
+
+def _hops_s(job: TrainingJob, cluster: Cluster, strategy: Strategy, layout: Layout) -> Floats:
+    """Return the time of one hop behind every stage but the last."""
+    size = strategy.micro_batch * job.seq_len * job.model.hidden * 2.0
+    hops = []
+    for index, (group, tp, stages) in enumerate(layout):
+        inside = cluster.group_cluster(group)
+        stride = np.array([tp * strategy.dp])
+        one = float(p2p_s(np.array([size / tp]), stride, inside.levels)[0]) if stages > 1 else 0.0
+        hops += [one] * (stages - 1)
+        if index < len(layout) - 1:
+            other, other_tp, _ = layout[index + 1]
+            level = _level_between(cluster, group, other)
+            hops.append(float(p2p_s(np.array([size / min(tp, other_tp)]), np.array([1]), (level,))[0]))
+    return np.array(hops)
+
+
+def _level_between(cluster: Cluster, first: int, second: int) -> Level:
+    """Return the best common fabric of two groups as one level over both."""
+    fabric = cluster.fabric_between(first, second)
+    return Level(
+        name="between",
+        size=cluster.num_devices,
+        bytes_per_s=cluster.bytes_per_s_between(first, second),
+        latency_s=max(fabric.latency_s, fabric.far_latency_s or 0.0),
+        kind=LinkKind.FABRIC,
+        technology=fabric.technology,
+    )

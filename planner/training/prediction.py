@@ -1,0 +1,142 @@
+"""One row of a cost table as the prediction of a plan, and what a reader must know before relying on it."""
+
+from costmodels.cost_table import CostTable
+from costmodels.job import TrainingJob
+from costmodels.kernels.times import kernel_model
+from costmodels.power.draw import device_power, step_energy_j
+from costmodels.stacks import find_stack
+from costmodels.strategy import Strategy
+from costmodels.training.layer_costs import matmul_dtype
+from hardware.cluster import Cluster
+from hardware.device import Device, Price
+from hardware.errors import OutOfDomainError
+from hardware.levels import LinkKind
+from hardware.pricing import device_price
+from planner.facility import FacilityOptions, SiteEnergy, site_energy
+from planner.plan import TrainingPrediction
+
+__all__ = ["training_diagnostics", "training_prediction"]
+
+
+def training_prediction(
+    costs: CostTable,
+    row: int,
+    cluster: Cluster,
+    *,
+    cap_w: float | None = None,
+    facility: FacilityOptions | None = None,
+) -> TrainingPrediction:
+    """Return row `row` of `costs`, with energy and money where the catalogue knows power and price.
+
+    Parameters
+    ----------
+    cap_w : power cap of every device; None for none.
+    facility : site to count hosts, cooling, money and carbon of; None for devices alone.
+    """
+    time_parts = {name: float(column[row]) for name, column in costs.time_parts().items()}
+    memory_parts = {name: float(column[row]) for name, column in costs.memory.parts().items()}
+    step_s = float(costs.step_s[row])
+    price, energy_j = _price(cluster.device), _energy_j(time_parts, cluster, cap_w)
+    return TrainingPrediction(
+        step_s=step_s,
+        step_low_s=float(costs.step_low_s[row]),
+        step_high_s=float(costs.step_high_s[row]),
+        tokens_per_s_per_device=float(costs.tokens_per_s_per_device[row]),
+        mfu_frac=float(costs.mfu_frac[row]),
+        peak_memory_bytes=float(costs.peak_memory_bytes[row]),
+        memory_parts_bytes=memory_parts,
+        memory_capacity_bytes=costs.device_memory_bytes,
+        fits_probability=float(costs.fits_probability[row]),
+        time_parts_s=time_parts,
+        energy_j=energy_j,
+        watts_per_device=None if energy_j is None else energy_j / step_s / cluster.num_devices,
+        joules_per_token=None if energy_j is None else energy_j / costs.num_tokens,
+        site=_site(facility, cluster, energy_j, step_s, costs.num_tokens),
+        cost_usd=None if price is None else price.usd_per_hour / 3600 * cluster.num_devices * step_s,
+    )
+
+
+def _site(
+    facility: FacilityOptions | None,
+    cluster: Cluster,
+    energy_j: float | None,
+    step_s: float,
+    num_tokens: float,
+) -> SiteEnergy | None:
+    if energy_j is None or cluster.device.tdp_w is None:
+        return None
+    pools = {cluster.device.tdp_w: (energy_j / step_s / cluster.num_devices, cluster.num_devices)}
+    return site_energy(facility, pools, num_tokens / step_s)
+
+
+def _energy_j(time_parts: dict[str, float], cluster: Cluster, cap_w: float | None) -> float | None:
+    """Return the energy of all devices for one step; None where their rated power is not known. [J]"""
+    if cluster.device.tdp_w is None:
+        return None
+    return float(step_energy_j(device_power(cluster.device), time_parts, cluster.num_devices, cap_w=cap_w))
+
+
+def _price(device: Device) -> Price | None:
+    try:
+        return device_price(device)
+    except OutOfDomainError:
+        return None
+
+
+def _money_note(device: Device) -> str:
+    price = _price(device)
+    if price is None:
+        return f"cost_usd is null: the catalogue knows no price of {device.name}"
+    source = f"{price.provider}, {price.product}, {price.date}"
+    return f"cost_usd at {price.usd_per_hour:g} USD per device and hour ({source})"
+
+
+def _kernel_notes(device: Device) -> list[str]:
+    model = kernel_model(device)
+    if model.measured:
+        return []
+    source = model.source.file
+    return [f"no kernel of {device.name} was measured: times come from the {source} surface, less surely"]
+
+
+def _energy_note(device: Device) -> str:
+    if device.tdp_w is None:
+        return f"energy_j is null: the rated power of {device.name} is not known"
+    drawn = "measured" if device_power(device).measured else "the mean of the devices that were measured"
+    return f"energy_j: devices only; draw by part of the step, of kernels {drawn}, of collectives assumed"
+
+
+def _stack_notes(job: TrainingJob, device: Device) -> list[str]:
+    """Return what the stack's coefficients rest on, and where this request leaves that ground."""
+    stack = find_stack(job.stack)
+    number_format = matmul_dtype(job.precision)
+    notes = [f"software stack {stack.name} ({stack.summary}); evidence: {stack.evidence}"]
+    if f"{device.name}/{number_format}" not in dict(stack.adjust):
+        notes.append(
+            f"no run on {device.name} in {number_format} was fitted: its matmul times carry no correction"
+        )
+    if job.model.num_active_params < job.model.num_params:
+        notes.append(
+            "routed experts: their kernels change most between versions, so the interval is wider"
+            f" (spread {stack.sigma_experts:.2f} in ln, dense models {stack.sigma:.2f})"
+        )
+    return notes
+
+
+def training_diagnostics(job: TrainingJob, cluster: Cluster, best: Strategy) -> tuple[str, ...]:
+    """Return what was assumed, what was left out, and where the best plan stands on thin ground."""
+    notes = [
+        *_stack_notes(job, cluster.device),
+        f"optimizer {job.optimizer} with fp32 master weights and moments",
+        *_kernel_notes(cluster.device),
+        _energy_note(cluster.device),
+        _money_note(cluster.device),
+    ]
+    if job.model.max_seq_len is not None and job.seq_len > job.model.max_seq_len:
+        notes.append(
+            f"seq_len {job.seq_len} is longer than the {job.model.max_seq_len} that {job.model.name} states"
+        )
+    inner = [level.size for level in cluster.levels if level.kind not in (LinkKind.FABRIC, LinkKind.RAIL)]
+    if best.tp > max(inner, default=1):
+        notes.append(f"tensor parallelism {best.tp} leaves the scale-up domain of {max(inner, default=1)}")
+    return tuple(notes)

@@ -1,0 +1,93 @@
+"""What would make a job fit: the nearest strategy, the bytes it misses, and the cluster that would do."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from costmodels.job import TrainingJob
+from costmodels.stacks import find_stack
+from hardware.cluster import Cluster
+from hardware.errors import InfeasibleError, PlannerError
+from hardware.units import format_quantity
+from planner.training.memory_fit import memory_of
+from planner.training.search import Nearest
+from planner.training.space import TrainingSpace, training_space
+
+__all__ = ["no_strategy", "nothing_fits"]
+
+_FACTORS = (2, 4, 8, 16)
+"""Multiples of the nodes that are tried."""
+
+
+def no_strategy(space: TrainingSpace, cluster: Cluster) -> InfeasibleError:
+    """Return the error of a space without a single legal strategy: the rules that emptied it."""
+    rules = [e for e in space.excluded() if e.count]
+    reasons = "".join(f"\n  - {e.rule} ({e.count} dropped): {e.why}" for e in rules)
+    message = f"no legal strategy uses all {cluster.num_devices} devices of {cluster.name}:{reasons}"
+    return InfeasibleError(message, [e.rule for e in rules])
+
+
+def nothing_fits(
+    job: TrainingJob,
+    cluster: Cluster,
+    nearest: Nearest,
+    *,
+    allow: Mapping[str, tuple[int, ...]],
+    min_probability: float,
+) -> InfeasibleError:
+    """Return the error of a job that fits nowhere, with the nearest plan and what would make it fit."""
+    s = nearest.strategy
+    degrees = ", ".join(f"{n} {getattr(s, n)}" for n in ("tp", "pp", "cp", "dp", "ep") if getattr(s, n) > 1)
+    missing = nearest.peak_memory_bytes - nearest.capacity_bytes
+    short = (
+        f"{format_quantity(missing, 'B', digits=4)} ({missing:.0f} bytes) are missing on each device"
+        if missing > 0
+        else f"it fits with probability {nearest.fits_probability:.3f}, asked for {min_probability:g}"
+    )
+    lines = [
+        f"nothing fits: the nearest plan ({degrees or 'one device'}, micro-batch {s.micro_batch}, "
+        f"recompute {s.recompute.name.lower()}, zero {s.zero}) needs "
+        f"{format_quantity(nearest.peak_memory_bytes, 'B', digits=4)} of "
+        f"{format_quantity(nearest.capacity_bytes, 'B', digits=4)}; {short}",
+        *_remedies(job, cluster, allow, min_probability),
+    ]
+    return InfeasibleError("\n  - ".join(lines), ["memory-fits"])
+
+
+def _remedies(
+    job: TrainingJob, cluster: Cluster, allow: Mapping[str, tuple[int, ...]], min_probability: float
+) -> list[str]:
+    """Return sentences on what was tried and made it fit, or that nothing tried did."""
+
+    def fits(job: TrainingJob, cluster: Cluster) -> bool:
+        space = training_space(
+            job,
+            world=cluster.num_devices,
+            levels=cluster.levels,
+            flash_attention=find_stack(job.stack).flash,
+            allow=allow,
+        )
+        memory = memory_of(job, cluster)
+        return any(bool((memory(c).fits_probability >= min_probability).any()) for c in space.chunks())
+
+    found = []
+    for factor in _FACTORS:
+        nodes = factor * cluster.num_nodes
+        if _holds(lambda: fits(job, cluster.with_nodes(nodes))):  # noqa: B023
+            found.append(f"it would fit on {nodes} nodes ({factor} times as many)")
+            break
+    else:
+        found.append(f"it would not fit on {_FACTORS[-1]} times the nodes either")
+    for factor in _FACTORS:
+        seq_len = job.seq_len // factor
+        if seq_len and _holds(lambda: fits(replace(job, seq_len=seq_len), cluster)):  # noqa: B023
+            found.append(f"it would fit here with seq_len {seq_len}")
+            break
+    return found
+
+
+def _holds(question: Callable[[], bool]) -> bool:
+    """Return the answer, False where the question cannot be asked (a cluster of fixed size, say)."""
+    try:
+        return question()
+    except PlannerError:
+        return False
