@@ -14,7 +14,7 @@ from planner.plan_io import plan_document
 from planner.serving.items import find_items
 from planner.serving.layers import plan_layers
 from planner.serving.mix import Demand, Fleet, Form, fleet_of, mix_problem
-from planner.serving.models import model_requests
+from planner.serving.model_requests import model_requests
 from planner.serving.offers import DeviceOffer
 from planner.serving.plan import ServingPlan
 from planner.serving.power import draw_notes

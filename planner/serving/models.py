@@ -1,17 +1,13 @@
-"""Several models in one request: what each of them overrides, and the single-model requests it stands for."""
+"""One of several models of a request: what it overrides."""
 
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 from pydantic import ConfigDict
 
-from hardware.errors import SpecError
 from planner.serving.fields import Count, Format, KvFormat, Natural, Percent, Positive, Share, StayForm
 
-if TYPE_CHECKING:
-    from planner.serving.request import ServeRequest
-
-__all__ = ["ModelDemand", "model_requests"]
+__all__ = ["ModelDemand"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,35 +34,3 @@ class ModelDemand:
     lora_rank: Natural | None = None
     num_adapters: Natural | None = None
     max_devices_per_instance: Count | None = None
-
-
-def model_requests(request: "ServeRequest") -> tuple["ServeRequest", ...]:
-    """Return one request per model, each with its own traffic and targets and the limits of the whole.
-
-    Raises
-    ------
-    SpecError
-        if a model appears twice, or `model` is given as well.
-    """
-    if not request.models:
-        return (request,)
-    names = [demand.model for demand in request.models]
-    problems = []
-    if request.model is not None:
-        problems.append(f"models: give either model ({request.model}) or models ({', '.join(names)})")
-    if len(set(names)) < len(names):
-        problems.append(f"models: a model appears twice in {', '.join(names)}")
-    if problems:
-        raise SpecError("request", problems)
-    return tuple(
-        replace(
-            request,
-            models=(),
-            **{
-                f.name: getattr(demand, f.name)
-                for f in fields(ModelDemand)
-                if getattr(demand, f.name) is not None
-            },
-        )
-        for demand in request.models
-    )

@@ -6,7 +6,7 @@ from pathlib import Path
 from hardware.schema import validate
 from planner.plan import PlanFile
 from planner.plan_io import plan_document, write_plan
-from planner.serving.models import model_requests
+from planner.serving.model_requests import model_requests
 from planner.serving.plan import ModelPrediction, ServingPlan
 from planner.serving.request import ServeRequest
 
