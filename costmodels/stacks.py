@@ -85,6 +85,8 @@ class Stack:
     widened_gradients: bool = False
     """DeepSpeed's optimizers: under fp16 gradients are 16 bits and widened in the shard, under bf16 there are
     16-bit gradients beside the fp32 ones."""
+    spares_ends: bool = False
+    """Where layers do not divide, the stages of head and embedding hold one less, interleaved or not."""
     graphed: str = ""
     """Pattern of the devices on which published recipes replay CUDA graphs, so the host hardly launches."""
     synchronous: bool = False

@@ -191,7 +191,7 @@ def step_parts(inputs: StepInputs, stack: Stack) -> StepParts:
     body = layers * layer.total_s + _end_collectives_s(inputs, stack)
     # The stage with the head sets the pace, by what its head takes longer than the layer that it may lack;
     # on one stage everything runs in turn.
-    spared = np.minimum(inputs.pp * (layers - inputs.layers_mean), 1.0) * layer.total_s
+    spared = stack.spares_ends * np.minimum(inputs.pp * (layers - inputs.layers_mean), 1.0) * layer.total_s
     ahead = np.maximum(head - spared, 0.0) / np.maximum(head, _NO_TIME_S)
     slowest = body + pace + head * ahead + np.where(single, embed, 0.0)
     whole = inputs.pp * (inputs.layers_mean * layer.total_s + pace) + head + embed

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from costmodels.job import TrainingJob
 from costmodels.layer_split import MOST_STAND_INS
+from costmodels.stacks import find_stack
 from costmodels.strategy import ConfigTable, Recompute
 from hardware.levels import Level, LinkKind
 from planner.plan import Excluded
@@ -38,9 +39,6 @@ LEFT_OUT: dict[str, str] = {
 
 _SHARDED_PIPELINES = ("fsdp2", "torchtitan")
 """Stacks whose full sharding composes with pipeline parallelism (torchtitan's documentation of FSDP2)."""
-_STAND_IN_STACKS = ("megatron-core", "megatron-core-26.02", "megatron-core-25.09", "nemo-mlperf")
-"""Stacks that place layers on interleaved chunks freely (Megatron-LM's pipeline layout, and its flags that
-count embedding and loss as layers)."""
 _SCALE_UP = (LinkKind.SWITCH, LinkKind.MESH, LinkKind.TORUS, LinkKind.PCIE)
 _ROWS_PER_CHUNK = 1 << 17
 
@@ -201,7 +199,7 @@ def _with_batches(space: TrainingSpace, table: Columns) -> Columns:
     table = _cross(table, micro_batch=divisors(batch))
     fits = batch // table["dp"] % table["micro_batch"] == 0
     table = space._keep(table, "global-batch-divisible", fits)
-    most = MOST_STAND_INS if space.job.stack in _STAND_IN_STACKS else 0
+    most = MOST_STAND_INS if find_stack(space.job.stack).spares_ends else 0
     table = _cross(table, vpp=sorted({d for n in range(most + 1) for d in divisors(layers + n)}))
     table = _only(table, (table["vpp"] == 1) | (table["pp"] > 1))
     missing = -layers % (table["pp"] * table["vpp"])
