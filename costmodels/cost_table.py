@@ -6,6 +6,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from costmodels.intervals import Z90
+
 __all__ = ["CostTable", "MemoryTable"]
 
 Floats = npt.NDArray[np.float64]
@@ -111,12 +113,12 @@ class CostTable:
     @property
     def step_low_s(self) -> Floats:
         """Lower end of the 90 % interval."""
-        return self.step_s * np.exp(-1.645 * self.sigma)
+        return self.step_s * np.exp(-Z90 * self.sigma)
 
     @property
     def step_high_s(self) -> Floats:
         """Upper end of the 90 % interval."""
-        return self.step_s * np.exp(1.645 * self.sigma)
+        return self.step_s * np.exp(Z90 * self.sigma)
 
     @property
     def peak_memory_bytes(self) -> Floats:

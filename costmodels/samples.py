@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from hardware.errors import SpecError
 
@@ -153,7 +154,7 @@ def _parsed(cells: dict[str, str]) -> Sample:
     if kind not in KINDS:
         message = f"kind {kind!r} is none of {', '.join(KINDS)}"
         raise ValueError(message)
-    values: dict[str, object] = {}
+    values: dict[str, Any] = {}
     for name in COLUMNS:
         text = cells.get(name, "")
         if name == "shape":
@@ -164,7 +165,7 @@ def _parsed(cells: dict[str, str]) -> Sample:
             values[name] = int(text or 0)
         else:
             values[name] = float(text or "nan")
-    return Sample(**values)  # type: ignore[arg-type]
+    return Sample(**values)
 
 
 def read_samples(path: Path | str) -> SampleFile:

@@ -61,14 +61,22 @@ def _teams(problem: LayerFlowProblem, classes: list[list[int]], target: float) -
         ]
         order = sorted((i for i, v in enumerate(speeds) if v > 0.0), key=lambda i: -speeds[i])
 
-        def grow(at: int, sum_: float, used: list[int], k: int = k, speeds: list[float] = speeds) -> None:
+        def grow(
+            at: int,
+            sum_: float,
+            used: list[int],
+            *,
+            k: int = k,
+            speeds: list[float] = speeds,
+            order: list[int] = order,
+        ) -> None:
             if sum_ >= target:
                 teams.append((k, tuple(used)))
                 return
             if sum(used) >= _MAX_TEAM:
                 return
-            for position in range(at, len(order)):  # noqa: B023
-                i = order[position]  # noqa: B023
+            for position in range(at, len(order)):
+                i = order[position]
                 mine = all(of_class[j] == of_class[i] for j, u in enumerate(used) if u)
                 if mine and used[i] < len(classes[i]):
                     used[i] += 1

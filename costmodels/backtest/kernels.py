@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from costmodels.intervals import Z90
 from costmodels.kernels.machine import Floats
 from costmodels.kernels.samples import KernelSamples, read_kernel_samples
 from costmodels.kernels.times import KernelModel, KernelTime, kernel_model
@@ -134,7 +135,7 @@ def _predict(
 
 def _errors(predicted_s: Floats, measured_s: Floats, log_sigma: Floats) -> KernelErrors:
     error = predicted_s / measured_s - 1.0
-    inside = np.abs(np.log(measured_s / predicted_s)) <= 1.645 * log_sigma
+    inside = np.abs(np.log(measured_s / predicted_s)) <= Z90 * log_sigma
     return KernelErrors(
         num_rows=len(error),
         mape_frac=float(np.abs(error).mean()),

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from costmodels.accuracy import Errors, errors
 from costmodels.cost_table import MemoryTable
+from costmodels.intervals import Z90
 from costmodels.memory.coefficients import golden_coefficients
 from costmodels.memory.peak import memory_coefficients, stage_memory
 from costmodels.memory.runs import NEEDED_COLUMNS, MemoryRun, parse_memory_runs
@@ -22,9 +23,6 @@ from costmodels.strategy import ConfigTable
 __all__ = ["MemoryBacktest", "backtest_memory", "predict_memory"]
 
 Floats = npt.NDArray[np.float64]
-
-_NINETY_PERCENT = 1.645
-"""Standard deviations on either side that hold 90 % of a normal distribution."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,7 +104,7 @@ def predict_memory(runs: list[MemoryRun]) -> tuple[Floats, Floats]:
 
 def _errors(predicted: Floats, measured: Floats) -> Errors:
     known = np.isfinite(measured)
-    spread = np.exp(_NINETY_PERCENT * golden_coefficients().sigma)
+    spread = np.exp(Z90 * golden_coefficients().sigma)
     p = predicted[known]
     return errors(p, measured[known], p / spread, p * spread, [""] * int(known.sum()))
 

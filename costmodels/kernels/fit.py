@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from costmodels.intervals import Z90
 from costmodels.kernels.machine import Coefficients, Family, Floats, Format, Machine, Shape
 from costmodels.kernels.surface import Surface, box_columns, own_features
 from costmodels.kernels.trees import Trees
 
 __all__ = ["Fitted", "Sibling", "TreeSettings", "errors", "fit_physics", "fit_surface", "fit_trees"]
 
-_Z90 = 1.645
 _SIGMA_KNOTS = 8
 _SIGMA_FLOOR = 0.01
 _ROBUST_WIDTH = 2.0
@@ -174,7 +174,7 @@ def _sigma_knots(predicted: Floats, measured: Floats) -> tuple[Floats, Floats]:
     order = np.argsort(log_s)
     parts = [p for p in np.array_split(order, min(_SIGMA_KNOTS, max(1, len(order) // 30))) if len(p)]
     knots = np.array([np.median(log_s[p]) for p in parts])
-    return knots, np.array([max(float(np.quantile(size[p], 0.9)) / _Z90, _SIGMA_FLOOR) for p in parts])
+    return knots, np.array([max(float(np.quantile(size[p], 0.9)) / Z90, _SIGMA_FLOOR) for p in parts])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -307,7 +307,7 @@ def fit_surface(
         coefficients=coefficients,
         machine=machine,
         measured=True,
-        physics_log_sigma=float(np.quantile(np.abs(target), 0.9) / _Z90),
+        physics_log_sigma=float(np.quantile(np.abs(target), 0.9) / Z90),
         box_low=columns.min(axis=0),
         box_high=columns.max(axis=0),
         trees=training.fit(everything, settings, seed) if wins else None,

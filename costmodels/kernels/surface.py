@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from costmodels.intervals import Z90
 from costmodels.kernels.machine import Coefficients, Family, Floats, Format, Machine, Shape
 from costmodels.kernels.trees import Trees
 
@@ -18,7 +19,6 @@ __all__ = ["KernelTime", "Surface", "box_columns", "own_features"]
 
 _SMALLEST = 0.5
 """Zero columns (no window, no mask) stand here on the log axis."""
-_Z90 = 1.645
 _MAX_LOG_SIGMA = 1.2
 
 
@@ -32,7 +32,7 @@ class KernelTime:
 
     def interval_s(self) -> tuple[Floats, Floats]:
         """Return the bounds that hold 90 % of measurements."""
-        spread = np.exp(_Z90 * self.log_sigma)
+        spread = np.exp(Z90 * self.log_sigma)
         return self.seconds / spread, self.seconds * spread
 
 

@@ -3,28 +3,19 @@
 Every tree is stored as a complete binary tree of one depth; a branch that ended early repeats its value.
 """
 
-import base64
-import zlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from costmodels.packed_arrays import pack, unpack
+
 __all__ = ["Trees"]
 
 Floats = npt.NDArray[np.float64]
 _CHUNK_ROWS = 128
 """Rows walked together; few enough for their working set to stay in cache."""
-
-
-def _pack(array: npt.NDArray[Any]) -> str:
-    return base64.b85encode(zlib.compress(np.ascontiguousarray(array).tobytes(), 9)).decode()
-
-
-def _unpack(text: str, dtype: str, shape: tuple[int, int]) -> npt.NDArray[Any]:
-    raw = zlib.decompress(base64.b85decode(text))
-    return np.frombuffer(raw, dtype=dtype).reshape(shape)
 
 
 def _distinct(rows: Floats) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
@@ -82,9 +73,9 @@ class Trees:
             "num_trees": len(self.feature),
             "num_leaves": self.value.shape[1],
             "offset": self.offset,
-            "feature": _pack(self.feature.astype(np.uint8)),
-            "threshold": _pack(self.threshold.astype("<f4")),
-            "value": _pack(self.value.astype("<f2")),
+            "feature": pack(self.feature.astype(np.uint8)),
+            "threshold": pack(self.threshold.astype("<f4")),
+            "value": pack(self.value.astype("<f2")),
         }
 
     @classmethod
@@ -92,8 +83,8 @@ class Trees:
         """Return trees written by `to_json`."""
         trees, leaves = int(data["num_trees"]), int(data["num_leaves"])
         return cls(
-            feature=_unpack(data["feature"], "u1", (trees, leaves - 1)).astype(np.int64),
-            threshold=_unpack(data["threshold"], "<f4", (trees, leaves - 1)).astype(np.float32),
-            value=_unpack(data["value"], "<f2", (trees, leaves)).astype(np.float64),
+            feature=unpack(data["feature"], "u1").reshape((trees, leaves - 1)).astype(np.int64),
+            threshold=unpack(data["threshold"], "<f4").reshape((trees, leaves - 1)).astype(np.float32),
+            value=unpack(data["value"], "<f2").reshape((trees, leaves)).astype(np.float64),
             offset=float(data["offset"]),
         )

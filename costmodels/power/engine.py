@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from costmodels.graph import Attention, Experts, ModelGraph, StateSpace
+from costmodels.intervals import Z90
 from costmodels.power.draw import DevicePower, device_power, serving_draw_w
 from costmodels.power.serving import MEASURED_DEVICES, ServingRuns, serving_power
 from hardware.device import Device
@@ -13,7 +14,6 @@ __all__ = ["EngineDraw", "engine_draw"]
 
 _FAMILY_LOG_SIGMA = 0.25
 """Spread around means by phase where no engine was measured in that role (assumed)."""
-_Z90 = 1.645
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +30,12 @@ class EngineDraw:
     @property
     def low_w(self) -> float:
         """Lower end of the 90 % interval."""
-        return self.watts * float(np.exp(-_Z90 * self.log_sigma))
+        return self.watts * float(np.exp(-Z90 * self.log_sigma))
 
     @property
     def high_w(self) -> float:
         """Upper end of the 90 % interval; no mean exceeds rated power."""
-        return min(self.watts * float(np.exp(_Z90 * self.log_sigma)), self.rated_w)
+        return min(self.watts * float(np.exp(Z90 * self.log_sigma)), self.rated_w)
 
 
 def engine_draw(

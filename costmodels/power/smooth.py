@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from costmodels.power.trees import pack, unpack
+from costmodels.packed_arrays import pack, unpack
 
 __all__ = ["SmoothFunction", "fit_smooth"]
 

@@ -1,14 +1,14 @@
 """Boosted trees of free shape as flat arrays: fitted off-line by scikit-learn, evaluated here with numpy."""
 
-import base64
-import zlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FreeTrees", "fit_free_trees", "pack", "unpack"]
+from costmodels.packed_arrays import pack, unpack
+
+__all__ = ["FreeTrees", "fit_free_trees"]
 
 Floats = npt.NDArray[np.float64]
 _CHUNK_ROWS = 256
@@ -75,16 +75,6 @@ class FreeTrees:
             depth=int(data["depth"]),
             offset=float(data["offset"]),
         )
-
-
-def pack(array: npt.NDArray[Any]) -> str:
-    """Return an array as compressed text."""
-    return base64.b85encode(zlib.compress(np.ascontiguousarray(array).tobytes(), 9)).decode()
-
-
-def unpack(text: str, dtype: str) -> npt.NDArray[Any]:
-    """Return the array that `pack` wrote, flat."""
-    return np.frombuffer(zlib.decompress(base64.b85decode(text)), dtype=dtype)
 
 
 def fit_free_trees(

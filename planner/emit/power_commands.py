@@ -79,30 +79,30 @@ def _dcgm(s: Setting) -> tuple[str, str] | None:
     return head + "\n".join([*apply, check, ""]), head + "\n".join([*undo, check, ""])
 
 
-def _rocm_smi(s: Setting) -> tuple[str, str] | None:
+def _amd(s: Setting, cap: tuple[str, str], clock: tuple[str, str]) -> tuple[str, str] | None:
+    """Return what sets and resets AMD devices, from the command pair of a cap and that of a clock."""
     if s.vendor != "amd":
         return None
-    apply, undo = [], []
-    if s.cap_w is not None:
-        apply.append(f'run rocm-smi -d "$d" --setpoweroverdrive {s.cap_w}')
-        undo.append('run rocm-smi -d "$d" --resetpoweroverdrive')
-    if s.clock_mhz is not None:
-        apply.append(f'run rocm-smi -d "$d" --setperfdeterminism {s.clock_mhz}')
-        undo.append('run rocm-smi -d "$d" --resetperfdeterminism')
-    return _each(apply), _each(undo)
+    wanted = [pair for pair, value in ((cap, s.cap_w), (clock, s.clock_mhz)) if value is not None]
+    return _each([do for do, _ in wanted]), _each([undo for _, undo in wanted])
+
+
+def _rocm_smi(s: Setting) -> tuple[str, str] | None:
+    tool = 'run rocm-smi -d "$d"'
+    return _amd(
+        s,
+        cap=(f"{tool} --setpoweroverdrive {s.cap_w}", f"{tool} --resetpoweroverdrive"),
+        clock=(f"{tool} --setperfdeterminism {s.clock_mhz}", f"{tool} --resetperfdeterminism"),
+    )
 
 
 def _amd_smi(s: Setting) -> tuple[str, str] | None:
-    if s.vendor != "amd":
-        return None
-    apply, undo = [], []
-    if s.cap_w is not None:
-        apply.append(f'run amd-smi set -g "$d" --power-cap {s.cap_w}')
-        undo.append('run amd-smi reset -g "$d" --power-cap')
-    if s.clock_mhz is not None:
-        apply.append(f'run amd-smi set -g "$d" --perf-determinism {s.clock_mhz}')
-        undo.append('run amd-smi reset -g "$d" --perf-determinism')
-    return _each(apply), _each(undo)
+    apply, undo = (f'run amd-smi {verb} -g "$d"' for verb in ("set", "reset"))
+    return _amd(
+        s,
+        cap=(f"{apply} --power-cap {s.cap_w}", f"{undo} --power-cap"),
+        clock=(f"{apply} --perf-determinism {s.clock_mhz}", f"{undo} --perf-determinism"),
+    )
 
 
 def _slurm(s: Setting) -> tuple[str, str] | None:

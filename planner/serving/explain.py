@@ -85,7 +85,8 @@ def _changes(asked: ServeRequest) -> dict[str, ServeRequest]:
     changes |= {f"{form} form only": _in_form(asked, form) for form in ("joint", "split")}
     for name, none in (("power_budget_w", None), ("spare_instances", 0), ("num_zones", 1)):
         if getattr(asked, name) != none and getattr(asked, name) is not None:
-            changes[f"without {name}"] = replace(asked, **{name: none})  # type: ignore[arg-type]
+            free: dict[str, Any] = {name: none}
+            changes[f"without {name}"] = replace(asked, **free)
     for name in asked.max_devices:
         rest = {k: v for k, v in asked.max_devices.items() if k != name}
         changes[f"without max_devices.{name}"] = replace(asked, max_devices=rest)
@@ -113,8 +114,8 @@ def _in_form(request: ServeRequest, form: Any) -> ServeRequest:
 
 def _without(request: ServeRequest, name: str) -> ServeRequest:
     """Return the request without one device and what is said of it."""
-    kept = {
+    kept: dict[str, Any] = {
         field: {k: v for k, v in getattr(request, field).items() if k != name}
         for field in ("usd_per_hour", "max_devices", "min_devices")
     }
-    return replace(request, gpus=tuple(g for g in request.gpus if g != name), **kept)  # type: ignore[arg-type]
+    return replace(request, gpus=tuple(g for g in request.gpus if g != name), **kept)

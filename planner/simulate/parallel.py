@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from types import ModuleType
 
 from hardware.errors import InputError, UnknownNameError
 
@@ -47,7 +48,7 @@ def workers(backend: str | None = None, *, num_jobs: int = -1, address: str | No
         yield
 
 
-def _package(name: str):  # type: ignore[no-untyped-def]
+def _package(name: str) -> ModuleType:
     try:
         return import_module(name)
     except ModuleNotFoundError:

@@ -6,6 +6,7 @@ from math import ceil
 
 import numpy as np
 
+from costmodels.intervals import Z90
 from costmodels.job import TrainingJob
 from costmodels.memory.feasibility import fits_probability
 from costmodels.memory.peak import memory_coefficients, usable_bytes
@@ -131,8 +132,8 @@ def _prediction(pipeline: MixedPipeline, job: TrainingJob, cluster: Cluster) -> 
     )
     return TrainingPrediction(
         step_s=step_s,
-        step_low_s=step_s * float(np.exp(-1.645 * pipeline.sigma)),
-        step_high_s=step_s * float(np.exp(1.645 * pipeline.sigma)),
+        step_low_s=step_s * float(np.exp(-Z90 * pipeline.sigma)),
+        step_high_s=step_s * float(np.exp(Z90 * pipeline.sigma)),
         tokens_per_s_per_device=job.num_tokens / step_s / cluster.num_devices,
         mfu_frac=pipeline.model_flops / (step_s * rated),
         peak_memory_bytes=peak,

@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 
+from costmodels.intervals import Z90
 from costmodels.job import TrainingJob
 from costmodels.memory.feasibility import fits_probability
 from costmodels.memory.peak import memory_coefficients, usable_bytes
@@ -37,7 +38,6 @@ __all__ = ["plan_profiled"]
 
 _SIGMA = 0.1
 """Of ln(measured / predicted): root mean square over Sailor's 36 measured runs (benchmarks.sailor_runs)."""
-_Z90 = 1.645
 _REL_GAP = 0.01
 _TIME_LIMIT_S = 10.0
 
@@ -152,8 +152,8 @@ def _prediction(plan: HeteroPlan, cost: HeteroCost, job: TrainingJob, cluster: C
     flops = training_flops(job.model, job.seq_len) * job.global_batch
     return TrainingPrediction(
         step_s=cost.step_s,
-        step_low_s=cost.step_s * float(np.exp(-_Z90 * _SIGMA)),
-        step_high_s=cost.step_s * float(np.exp(_Z90 * _SIGMA)),
+        step_low_s=cost.step_s * float(np.exp(-Z90 * _SIGMA)),
+        step_high_s=cost.step_s * float(np.exp(Z90 * _SIGMA)),
         tokens_per_s_per_device=job.num_tokens / cost.step_s / cluster.num_devices,
         mfu_frac=flops / (cost.step_s * rated),
         peak_memory_bytes=peak,

@@ -2,7 +2,9 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,9 +59,9 @@ def test_wrong_target(tmp_path: Path, meshwright: Meshwright, words: tuple[str, 
     assert not (tmp_path / "out").exists()
 
 
-def changed(tmp_path: Path, name: str, change: object) -> Path:
+def changed(tmp_path: Path, name: str, change: Callable[[dict[str, Any]], object]) -> Path:
     document = json.loads(Path(plan_path(name)).read_text())
-    change(document)  # type: ignore[operator]
+    change(document)
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(document))
     return path
