@@ -33,7 +33,7 @@ from planner.simulate.goodput import EngineCount, fewest_engines, find_goodput
 from planner.simulate.layer_profile import read_layer_profile
 from planner.simulate.outcome import latencies
 from planner.simulate.profiled_engine import measured_timer
-from planner.simulate.settings import Batching, EngineSettings, Role
+from planner.simulate.settings import Batching, EngineSettings, Role, engine_settings
 from planner.simulate.step_table import step_table_timer
 from planner.simulate.timing import AffineTimer
 
@@ -136,9 +136,8 @@ def logs(shared: Path, folder: Path) -> None:
             link_latency_s=LINK_LATENCY_S,
             num_sms=188 if "PRO6000" in name else 128,
         )
-        spec = EngineSpec(
-            timer=timer, kv_tokens=run["kv"], settings=EngineSettings(max_seqs=run["seqs"]), num_ranks=dp
-        )
+        settings = engine_settings("vllm", max_seqs=run["seqs"])
+        spec = EngineSpec(timer=timer, kv_tokens=run["kv"], settings=settings, num_ranks=dp)
         fleet, trace = Fleet(pools=(Pool(name="all", engine=spec, count=1),), router="vllm"), read_trace(path)
         print_errors(name, simulate(fleet, trace), path, "3 / 3 / 8 %")
         shared_prefix = replace(trace, prefix_tokens=np.full(len(trace), PREFIX_TOKENS))

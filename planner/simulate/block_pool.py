@@ -23,6 +23,7 @@ class BlockPool:
     free_blocks : those that no request holds (cached blocks of earlier requests included).
     held : blocks of each request.
     reserved_blocks : set aside for the next tick of the decoding requests.
+    left : finished requests whose blocks come back when the iteration after their last one ends.
     """
 
     __slots__ = (
@@ -34,6 +35,7 @@ class BlockPool:
         "block_tokens",
         "free_blocks",
         "held",
+        "left",
         "num_blocks",
         "reserved_blocks",
     )
@@ -49,6 +51,7 @@ class BlockPool:
         self._watermark_blocks = int(settings.watermark_frac * self.num_blocks)
         self.held: dict[int, int] = {}
         self.reserved_blocks = 0
+        self.left: list[int] = []
 
     def fits(self, request: int) -> bool:
         """Return whether the request could ever be held, alone, from prompt to last token."""
@@ -123,6 +126,19 @@ class BlockPool:
                 cached_tokens = table.target_tokens[request]
         self._cache.release(table.chain[request], cached_tokens // self.block_tokens)
 
+    def release_finished(self, request: int, *, later: bool) -> None:
+        """Take all blocks of a finished request back, at once or with the next `release_left`."""
+        if later:
+            self.left.append(request)
+        else:
+            self.release(request)
+
+    def release_left(self) -> None:
+        """Take the blocks back of requests that had finished one iteration earlier."""
+        for request in self.left:
+            self.release(request)
+        self.left.clear()
+
     def forget(self, request: int) -> None:
         """Take the blocks of a request back whose cache was never filled."""
         self.free_blocks += self.held.pop(request)
@@ -130,5 +146,6 @@ class BlockPool:
     def clear(self) -> None:
         """Lose everything."""
         self.held.clear()
+        self.left.clear()
         self._cache = PrefixCache()
         self.free_blocks = self.num_blocks

@@ -154,7 +154,12 @@ class Simulation:
         """Make every engine that the pool may ever run; the lanes of a pipeline are engines of one unit."""
         spec = pool.engine
         lanes = spec.num_lanes
-        settings = replace(spec.settings, max_seqs=-(-spec.settings.max_seqs // lanes))
+        # The lanes of a pipeline are what runs ahead there: each forms its iterations in turn.
+        settings = replace(
+            spec.settings,
+            max_seqs=-(-spec.settings.max_seqs // lanes),
+            run_ahead=spec.settings.run_ahead and lanes == 1,
+        )
         swap = spec.kv_bytes_per_token / spec.host_bytes_per_s if spec.host_bytes_per_s else 0.0
         for number in range(pool.num_engines):
             on = number < pool.count
@@ -227,6 +232,7 @@ class Simulation:
         index = target.engine
         engine = self.engines[index]
         self.table.engine[request] = index
+        self.table.queued_s[request] = self.now_s
         if not engine.busy:
             # Not at once: others that arrive at this very time may join the same iteration.
             target.rank.enqueue(request)

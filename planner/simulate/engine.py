@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LOG_FIELDS", "Engine"]
 
+_NEVER = float("inf")
+
 LOG_FIELDS = (
     "start_s",
     "end_s",
@@ -46,6 +48,8 @@ class Engine:
         "_gate",
         "_growth_s",
         "_num_stages",
+        "_run_ahead",
+        "_seen_s",
         "_stalled_s",
         "_start_s",
         "_swap_s_per_token",
@@ -78,12 +82,14 @@ class Engine:
         self.ranks = [Rank(settings, kv_tokens, table, role) for _ in range(num_ranks)]
         self._timer = timer
         self._swap_s_per_token = swap_s_per_token
+        self._run_ahead = settings.run_ahead
+        self._seen_s = _NEVER
         self._ticks = 0
         self._start_s = 0.0
         self._first_s = 0.0
         self._growth_s = 0.0
         self._stalled_s = [0.0] * num_ranks
-        self.end_s = float("inf")
+        self.end_s = _NEVER
         self.busy = False
         self.logs = [array("d") for _ in range(num_ranks)]
 
@@ -93,10 +99,11 @@ class Engine:
         if len(ranks) > 1:
             return self._plan_lockstep(now_s)
         rank = ranks[0]
-        ticks = rank.schedule(now_s)
+        ticks = rank.schedule(now_s, self._seen_s)
         if ticks < 0:
             self.busy = False
-            self.end_s = float("inf")
+            self._seen_s = _NEVER
+            self.end_s = _NEVER
             return False
         load = rank.load
         timer = self._timer
@@ -129,7 +136,8 @@ class Engine:
             ticks -= 1
         while ticks < self._ticks and self._elapsed_s(ticks) < passed_s:
             ticks += 1
-        if ticks == self._ticks:
+        ticks += self._run_ahead
+        if ticks >= self._ticks:
             return False
         self._ticks = ticks
         self.end_s = self._start_s + self._elapsed_s(ticks)
@@ -137,6 +145,8 @@ class Engine:
 
     def complete(self) -> tuple[list[int], list[int]]:
         """Book the event that ends now; return the finished requests and those prefilled for others."""
+        if self._run_ahead:
+            self._seen_s = self._start_s + self._elapsed_s(max(self._ticks, 1) - 1)
         if len(self.ranks) == 1:
             return self._complete_rank(0, self._ticks)
         done: list[int] = []
@@ -151,7 +161,7 @@ class Engine:
     def fail(self) -> list[int]:
         """Lose all state; return the requests that were here."""
         self.busy = False
-        self.end_s = float("inf")
+        self.end_s = self._seen_s = _NEVER
         self._stalled_s = [0.0] * len(self.ranks)
         return [request for rank in self.ranks for request in rank.drop_all()]
 
@@ -179,10 +189,11 @@ class Engine:
     def _plan_lockstep(self, now_s: float) -> bool:
         """Start one iteration of all ranks, or as many as none of them changes its batch in."""
         timer = self._timer
-        ticks = [rank.schedule(now_s) for rank in self.ranks]
+        ticks = [rank.schedule(now_s, self._seen_s) for rank in self.ranks]
         if max(ticks) < 0:
             self.busy = False
-            self.end_s = float("inf")
+            self._seen_s = _NEVER
+            self.end_s = _NEVER
             return False
         loads = [rank.load for rank in self.ranks]
         first_s = timer.lockstep_s(loads)

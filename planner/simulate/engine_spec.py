@@ -142,9 +142,11 @@ def settings_of(config: ServingConfig, engine: EngineStack) -> EngineSettings:
     """Return the scheduling that a serving configuration describes."""
     step_tokens = 1 + config.draft_tokens
     budget = max(config.token_budget, config.max_batch * step_tokens)
-    chosen = EngineSettings(token_budget=budget, max_seqs=config.max_batch, block_tokens=engine.block_tokens)
+    chosen = EngineSettings(
+        token_budget=budget, max_seqs=config.max_batch, block_tokens=engine.block_tokens, run_ahead=True
+    )
     if not config.chunked:
-        chosen = replace(chosen, batching=Batching.PREFILL_FIRST, watermark_frac=0.01)
+        chosen = replace(chosen, batching=Batching.PREFILL_FIRST, watermark_frac=0.01, run_ahead=False)
     return chosen
 
 

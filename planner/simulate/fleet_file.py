@@ -81,6 +81,8 @@ class EngineEntry:
     watermark_frac: float | None = None
     preemption: Preemption | None = None
     prefix_caching: bool | None = None
+    run_ahead: bool | None = None
+    """Iterations are formed while the one before runs; by default as the policy does."""
     max_decode_context_tokens: int | None = None
     speculative_tokens: int = 0
     acceptance_frac: float = 0.0
@@ -254,16 +256,7 @@ def _pool(entry: PoolEntry, folder: Path, catalogs: tuple[str, ...]) -> Pool:
 def _settings(entry: EngineEntry) -> EngineSettings:
     if entry.policy not in POLICIES:
         raise SpecError("", [f"policy: {entry.policy!r} is unknown (accepted: {', '.join(POLICIES)})"])
-    names = (
-        "token_budget",
-        "max_seqs",
-        "long_prefill_tokens",
-        "block_tokens",
-        "watermark_frac",
-        "preemption",
-        "prefix_caching",
-        "max_decode_context_tokens",
-    )
+    names = {f.name for f in fields(EngineSettings)} & {f.name for f in fields(EngineEntry)}
     changes: dict[str, Any] = {n: getattr(entry, n) for n in names if getattr(entry, n) is not None}
     if entry.speculative_tokens:
         changes["speculation"] = Speculation(

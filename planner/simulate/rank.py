@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Rank"]
 
 _MANY = 1 << 40
+_NEVER = float("inf")
 
 
 class Rank:
@@ -44,6 +45,7 @@ class Rank:
         "_now_s",
         "_settings",
         "_table",
+        "_unseen",
         "batch",
         "load",
         "num_arriving",
@@ -64,6 +66,7 @@ class Rank:
         self._table = table
         self.pool = BlockPool(settings, kv_tokens, table, role)
         self._chunks: list[tuple[int, int]] = []
+        self._unseen = False
         self._now_s = 0.0
         self.batch = DecodeSet(
             block_tokens=settings.block_tokens, step_tokens=settings.step_tokens, held=self.pool.held
@@ -95,28 +98,42 @@ class Rank:
 
     def can_start(self, request: int) -> bool:
         """Return whether a newly arrived request could join the next iteration."""
-        if self.waiting or self.num_running >= self._settings.max_seqs:
+        if self.waiting or self.num_running + len(self.pool.left) >= self._settings.max_seqs:
             return False
         if self.pending and self.pending[0] != request:
             return False
         return self.pool.has_room(self._table.target_tokens[request])
 
-    def schedule(self, now_s: float) -> int:
+    def schedule(self, now_s: float, seen_s: float = _NEVER) -> int:
         """Form the next iteration; return for how many ticks it can repeat unchanged.
 
         Zero means an iteration of prompts only (decodes, if any, wait); -1 that there is nothing to do.
+
+        Parameters
+        ----------
+        seen_s : what was queued later is not known yet, unless there is nothing else to do.
         """
+        ticks = self._form(now_s, seen_s)
+        if ticks < 0 and (self._unseen or self.pool.left):
+            self.pool.release_left()
+            ticks = self._form(now_s, _NEVER)
+        elif ticks > 1 and self.waiting and (self._unseen or self.pool.left):
+            ticks = 1
+        return ticks
+
+    def _form(self, now_s: float, seen_s: float) -> int:
         load, settings, batch = self.load, self._settings, self.batch
         load.prefill_tokens = load.num_prefills = 0
         load.prefill_pairs = 0.0
         self._chunks.clear()
         self._now_s = now_s
         self.swap_tokens = 0
+        self._unseen = False
         self.pool.reserved_blocks = 0
         if self.ready:
             self._start_ready(now_s)
         if settings.batching is Batching.PREFILL_FIRST:
-            self._admit(settings.token_budget, now_s)
+            self._admit(settings.token_budget, now_s, seen_s)
             if self._chunks:
                 load.num_seqs = 0
                 load.kv_tokens = load.longest_kv = 0.0
@@ -128,7 +145,7 @@ class Rank:
                 budget = settings.token_budget - len(batch.ends) * settings.step_tokens
                 budget = self._continue_prefills(budget)
                 if self.waiting and budget > 0 and stable:
-                    self._admit(budget, now_s)
+                    self._admit(budget, now_s, seen_s)
         load.num_seqs = num_seqs = len(batch.ends)
         if not num_seqs:
             load.kv_tokens = load.longest_kv = 0.0
@@ -145,16 +162,19 @@ class Rank:
     def finish(self, ticks: int, now_s: float) -> tuple[list[int], list[int]]:
         """Apply the scheduled iteration, `ticks` times; return the finished and the prefilled requests."""
         done: list[int] = []
+        self.pool.release_left()
+        # Running ahead, the engine has formed its next iteration before it learns who has finished.
+        later = self._settings.run_ahead and bool(self.waiting)
         if ticks:
             self._advance(ticks)
             table = self._table
             for request, tokens in self.batch.leave_ended():
                 self.pool.settle(request, tokens)
-                self.pool.release(request)
+                self.pool.release_finished(request, later=later)
                 table.left_tokens[request] = 0
                 table.finish_s[request] = now_s
                 done.append(request)
-        prefilled = self._finish_chunks(now_s, done) if self._chunks else []
+        prefilled = self._finish_chunks(now_s, done, later) if self._chunks else []
         self.outstanding -= len(done) + len(prefilled)
         return done, prefilled
 
@@ -265,14 +285,17 @@ class Rank:
         load.num_prefills += 1
         load.prefill_pairs += chunk * (done + 0.5 * (chunk + 1))
 
-    def _admit(self, budget: int, now_s: float) -> None:
+    def _admit(self, budget: int, now_s: float, seen_s: float) -> None:
         """Start waiting requests in order while budget, sequences and memory last."""
         settings, table, waiting, pool = self._settings, self._table, self.waiting, self.pool
         whole = settings.batching is not Batching.CHUNKED
         cap = settings.long_prefill_tokens or _MANY
-        room = settings.max_seqs - self.num_running
+        room = settings.max_seqs - self.num_running - len(self.pool.left)
         while waiting and budget > 0 and room > 0:
             request = waiting[0]
+            if table.queued_s[request] > seen_s:
+                self._unseen = True
+                return
             target = table.target_tokens[request]
             if not self._decode_room(target):
                 return
@@ -304,7 +327,7 @@ class Rank:
         limit = self._settings.max_decode_context_tokens
         return not limit or not self.batch.ends or self.batch.kv_tokens + target <= limit
 
-    def _finish_chunks(self, now_s: float, done: list[int]) -> list[int]:
+    def _finish_chunks(self, now_s: float, done: list[int], later: bool) -> list[int]:
         """Book the computed chunks; a prompt that is complete has its next token now."""
         table = self._table
         prefilled = []
@@ -320,7 +343,7 @@ class Rank:
                 table.note_gap(request, now_s)
             table.last_s[request] = now_s
             if table.left_tokens[request] == 0:
-                self.pool.release(request)
+                self.pool.release_finished(request, later=later)
                 table.finish_s[request] = now_s
                 done.append(request)
             elif self.role is Role.PREFILL:

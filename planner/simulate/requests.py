@@ -22,6 +22,7 @@ class RequestTable:
     ----------
     target_tokens : tokens to compute before the next token can be sampled (the prompt, and after a
         recompute also what had been generated).
+    queued_s : when an engine last took the request into its queue.
     ready_tokens : how many of them are cached.
     left_tokens : output tokens still to come.
     left_steps : decode iterations still to come; equal to `left_tokens` minus one after prefill without
@@ -46,6 +47,7 @@ class RequestTable:
         "preemptions",
         "prefill_engine",
         "prompt_tokens",
+        "queued_s",
         "ready_tokens",
         "restarts",
         "shared_tokens",
@@ -62,6 +64,7 @@ class RequestTable:
         self.output_tokens: list[int] = trace.output_tokens.tolist()
         self.target_tokens = list(self.prompt_tokens)
         self.ready_tokens = [0] * count
+        self.queued_s = list(self.arrival_s)
         self.left_tokens = list(self.output_tokens)
         self.first_s = [_NEVER] * count
         self.start_s = [_NEVER] * count

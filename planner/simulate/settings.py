@@ -84,6 +84,9 @@ class EngineSettings:
     """Reserve the blocks of prompt and whole output on admission (Orca)."""
     preemption: Preemption = Preemption.RECOMPUTE
     prefix_caching: bool = True
+    run_ahead: bool = False
+    """Form each iteration while the one before it runs, as vLLM's asynchronous scheduling does: what arrives
+    or is freed meanwhile counts one iteration later."""
     speculation: Speculation | None = None
     max_decode_context_tokens: int = 0
     """Cached tokens at which no further sequence starts to decode; 0 is no limit (DistServe uses 50,000)."""
@@ -111,7 +114,7 @@ class EngineSettings:
 
 
 POLICIES = {
-    "vllm": EngineSettings(),
+    "vllm": EngineSettings(run_ahead=True),
     "sarathi": EngineSettings(token_budget=512, prefix_caching=False),
     "orca": EngineSettings(
         batching=Batching.MIXED, token_budget=1 << 30, reserve_output=True, prefix_caching=False

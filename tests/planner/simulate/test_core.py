@@ -54,17 +54,44 @@ def test_a_request_that_arrives_in_a_run_joins_at_the_next_boundary() -> None:
     assert raw.table.finish_s[0] > alone.table.finish_s[0]
 
 
-def test_skipping_ahead_equals_stepping() -> None:
+def test_an_engine_that_runs_ahead_takes_a_request_one_iteration_later() -> None:
+    trace = trace_of([(0.0, 100, 100), (0.5, 50, 2), (0.9, 50, 2)])
+    ahead = spec(settings=EngineSettings(run_ahead=True))
+    found = [simulate(fleet_of(engine), trace).table for engine in (spec(), ahead)]
+    assert found[0].start_s[0] == found[1].start_s[0] == 0.0  # Idle, there is nothing to wait for.
+    boundary, waited = found[0].start_s[1], found[1].start_s[1]
+    # One decode of 0.01 s + 0.1 ms + about 150 cached tokens of 1 us.
+    assert waited - boundary == pytest.approx(0.0101 + 150e-6, abs=5e-6)
+    assert found[1].first_s[1] - waited == pytest.approx(found[0].first_s[1] - boundary, abs=2e-6)
+
+
+def test_an_engine_that_runs_ahead_gets_memory_back_one_iteration_later() -> None:
+    # Two requests fill the cache; the third can start once the first has gone.
+    trace = trace_of([(0.0, 150, 5), (0.0, 150, 40), (0.001, 150, 5)])
+    starts = []
+    for run_ahead in (False, True):
+        engine = spec(settings=EngineSettings(run_ahead=run_ahead), kv_tokens=24 * 16)
+        table = simulate(fleet_of(engine), trace).table
+        assert table.start_s[2] >= table.finish_s[0]
+        starts.append(table.start_s[2] - table.finish_s[0])
+    assert starts[0] == 0.0
+    assert starts[1] == pytest.approx(0.0101 + 150e-6, abs=10e-6)
+
+
+@pytest.mark.parametrize("run_ahead", [False, True])
+def test_skipping_ahead_equals_stepping(run_ahead: bool) -> None:
     trace = trace_of([(0.0, 100, 40), (0.001, 200, 25)])
-    raw = simulate(fleet_of(spec()), trace)
+    raw = simulate(fleet_of(spec(settings=EngineSettings(run_ahead=run_ahead))), trace)
     rows = np.array(raw.engines[0].logs[0]).reshape(-1, 9)
     assert rows[:, 2].max() > 10
     # Step by step, by hand, after both prompts are in: tokens in cache per tick.
     now = rows[rows[:, 2] > 1][0, 0]
     kv, left = {}, {}
     for row in (0, 1):
-        kv[row] = trace.prompt_tokens[row] + (1 if row == 0 else 0)
-        left[row] = raw.trace.output_tokens[row] - (2 if row == 0 else 1)
+        # The first request decodes until the second joins: once, or twice if the engine runs ahead.
+        decoded = (1 + run_ahead) if row == 0 else 0
+        kv[row] = trace.prompt_tokens[row] + decoded
+        left[row] = raw.trace.output_tokens[row] - 1 - decoded
     while left:
         now += 0.01 + 1e-6 * (sum(kv.values()) + len(kv)) + 1e-4 * len(kv)
         for row in list(left):
@@ -104,12 +131,13 @@ def test_every_policy_conserves_requests_and_memory(name: str, kv_tokens: int) -
     blocks=st.integers(40, 400),
     batching=st.sampled_from(list(Batching)),
     max_seqs=st.integers(1, 64),
+    run_ahead=st.booleans(),
 )
 def test_nothing_is_lost_at_any_load(
-    seed: int, rate: float, blocks: int, batching: Batching, max_seqs: int
+    seed: int, rate: float, blocks: int, batching: Batching, max_seqs: int, run_ahead: bool
 ) -> None:
     engine = spec(
-        settings=EngineSettings(batching=batching, max_seqs=max_seqs, token_budget=512),
+        settings=EngineSettings(batching=batching, max_seqs=max_seqs, token_budget=512, run_ahead=run_ahead),
         kv_tokens=16 * blocks,
     )
     fleet = fleet_of(engine)
