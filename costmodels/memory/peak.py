@@ -134,12 +134,14 @@ def _states(
     kept = _MASTER_AND_MOMENTS_BYTES + np.where(table.zero > 0, widened, 0.0)
     optimizer = np.where(full, _MOMENTS_BYTES, kept)
     layer = p.layer_dense + p.layer_expert
-    held = np.minimum(_GATHERED_LAYERS, layers) * layer * (1.0 - 1.0 / shard) + ends
+    near = np.minimum(_GATHERED_LAYERS, layers) * layer * (1.0 - 1.0 / shard)
+    gathered = 2.0 * _WEIGHT_BYTES * (near + ends)
+    unreduced = main * (near + ends * (1.0 - 1.0 / shard))
     return _States(
         weights=np.where(full, _FP32_BYTES * sharded, _WEIGHT_BYTES * whole),
         gradients=grad * np.where(table.zero >= 2, sharded, whole),
         optimizer=optimizer * np.where(table.zero >= 1, sharded, whole),
-        gathered=np.where(full, 2.0 * _WEIGHT_BYTES * held, 0.0),
+        gathered=np.select([full, table.zero == 2], [gathered, unreduced], 0.0),
         step=np.where(table.zero > 0, step_bytes * sharded, (widened + step_bytes) * whole),
     )
 

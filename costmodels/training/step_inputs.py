@@ -46,11 +46,14 @@ class StepInputs:
     p2p_s: Floats
     """One stage-to-stage send."""
     grad_comm_s: Floats
-    """Gradient reduction of the fullest stage, 4-byte gradients."""
+    """One gradient reduction of the fullest stage, 4-byte gradients. Under full sharding only what goes between
+    replicas of the shards: the rest runs layer by layer with the gathering of weights."""
+    grad_rounds: Floats
+    """Gradient reductions per step: sharded gradients cannot wait for the last micro-batch."""
     param_comm_s: Floats
     """Gathering of updated weights under a sharded optimizer."""
     gather_layer_s: Floats
-    """Gathering one layer's weights under full sharding, one pass."""
+    """Gathering one layer's weights under full sharding, one pass, dense and expert weights over their own groups."""
     optimizer_s: Floats
     overlap_dp: Floats
     overlap_tp: Floats
@@ -104,6 +107,34 @@ def _stage_bytes(parameters: RankParameters) -> tuple[Floats, Floats]:
     )
 
 
+def _expert_replicas(table: ConfigTable) -> Ints:
+    return np.maximum(table.tp * table.dp * table.cp // (table.ep * table.etp), 1)
+
+
+def _between_shards_s(
+    table: ConfigTable, parameters: RankParameters, levels: tuple[Level, ...], bytes_each: float
+) -> Floats:
+    """Return the time in which the groups that each hold all shards add up what they reduced."""
+    dense, _ = _stage_bytes(parameters)
+    shard = shard_degree(table)
+    replicas = np.where(table.zero > 0, table.dp * table.cp // np.maximum(shard, 1), 1)
+    return collective_s(Collective.ALL_REDUCE, dense * bytes_each / shard, table.tp * shard, replicas, levels)
+
+
+def _gather_layer_s(
+    table: ConfigTable, parameters: RankParameters, levels: tuple[Level, ...], bytes_each: float
+) -> Floats:
+    """Return the time of gathering one layer's weights, dense and expert ones over their own shards."""
+    gather = Collective.ALL_GATHER
+    shard = shard_degree(table)
+    expert_shard = np.minimum(shard, _expert_replicas(table))
+    dense_s = collective_s(gather, parameters.layer_dense * bytes_each, table.tp, shard, levels)
+    expert_s = collective_s(
+        gather, parameters.layer_expert * bytes_each, table.ep * table.etp, expert_shard, levels
+    )
+    return dense_s + expert_s
+
+
 def _reduction_s(
     table: ConfigTable,
     parameters: RankParameters,
@@ -117,15 +148,11 @@ def _reduction_s(
     stride = table.tp
     shard = shard_degree(table)
     dense_s = collective_s(op, dense * bytes_each, stride, np.where(table.zero > 0, shard, group), levels)
-    replicas = np.where(table.zero > 0, group // np.maximum(shard, 1), 1)
-    between = collective_s(
-        Collective.ALL_REDUCE, dense * bytes_each / shard, stride * shard, replicas, levels
-    )
-    expert_group = np.maximum(table.tp * group // (table.ep * table.etp), 1)
+    expert_group = _expert_replicas(table)
     expert_s = collective_s(op, expert * bytes_each, table.ep * table.etp, expert_group, levels)
     if op is Collective.ALL_GATHER:
         return dense_s + expert_s
-    return dense_s + between + expert_s
+    return dense_s + _between_shards_s(table, parameters, levels, bytes_each) + expert_s
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,12 +174,12 @@ def _data_parallel(
     gather = _reduction_s(table, parameters, levels, Collective.ALL_GATHER, element_bytes(job.precision))
     dense, expert = _stage_bytes(parameters)
     shard = shard_degree(table)
-    expert_shard = np.maximum(np.minimum(shard, table.tp * table.dp * table.cp // (table.ep * table.etp)), 1)
+    expert_shard = np.minimum(shard, _expert_replicas(table))
     updated = dense / shard + expert / np.where(table.zero > 0, expert_shard, 1)
-    one_layer = (parameters.layer_dense + parameters.layer_expert) * element_bytes(job.precision)
-    layer_gather = collective_s(Collective.ALL_GATHER, one_layer, table.tp, shard, levels)
+    between = _between_shards_s(table, parameters, levels, 4.0)
+    layer_gather = _gather_layer_s(table, parameters, levels, element_bytes(job.precision))
     return _DataParallel(
-        grad_comm_s=np.where(table.zero > 0, scatter, reduce),
+        grad_comm_s=np.select([table.zero == 0, table.zero == 3], [reduce, between], scatter),
         param_comm_s=np.where((table.zero > 0) & (table.zero < 3), gather, 0.0),
         gather_layer_s=np.where(table.zero == 3, layer_gather, 0.0),
         optimizer_s=kernels.optimizer_s(updated),
@@ -183,11 +210,13 @@ def step_inputs(
     share = np.where(
         configs.recompute_layers > 0, np.minimum(configs.recompute_layers / rows["layers_mean"], 1.0), 1.0
     )
+    num_micro = np.maximum(job.global_batch / (configs.dp * configs.micro_batch), 1.0)
     return StepInputs(
         layer=_layer_rows(job, configs, kernels, levels),
         pp=configs.pp.astype(np.float64),
         vpp=configs.vpp.astype(np.float64),
-        num_micro=np.maximum(job.global_batch / (configs.dp * configs.micro_batch), 1.0),
+        num_micro=num_micro,
+        grad_rounds=np.where(configs.zero >= 2, num_micro, 1.0),
         recomputed_frac=np.where(full, share, 0.0),
         recompute_attention=(configs.recompute == Recompute.SELECTIVE).astype(np.float64),
         p2p_s=sends[send_keys.inverse],

@@ -64,12 +64,15 @@ class _Layer:
     tp_s: Floats
     cp_s: Floats
     ep_s: Floats
+    gather_s: Floats
+    """Visible gathering of weights and scattering of gradients under full sharding."""
     stall_s: Floats
     """Added by host-bound phases."""
 
     @property
     def total_s(self) -> Floats:
-        return self.fwd_s + self.bwd_s + self.again_s + self.tp_s + self.cp_s + self.ep_s + self.stall_s
+        shared = self.tp_s + self.cp_s + self.ep_s + self.gather_s
+        return self.fwd_s + self.bwd_s + self.again_s + shared + self.stall_s
 
 
 def _join(device_s: Floats, host_s: Floats) -> Floats:
@@ -135,7 +138,8 @@ def _layer_parts(inputs: StepInputs, stack: Stack) -> _Layer:
         tp_s=tp_fwd + tp_bwd,
         cp_s=cp_fwd + cp_bwd,
         ep_s=2.0 * ep,
-        stall_s=stall_fwd + stall_bwd + zero_fwd + zero_bwd,
+        gather_s=zero_fwd + zero_bwd,
+        stall_s=stall_fwd + stall_bwd,
     )
 
 
@@ -147,14 +151,19 @@ def _end_collectives_s(inputs: StepInputs, stack: Stack) -> Floats:
 
 
 def _data_parallel_s(inputs: StepInputs, stack: Stack, window_fwd_s: Floats, window_bwd_s: Floats) -> Floats:
-    """Return visible gradient reduction and weight gathering of one step."""
+    """Return visible gradient reduction and weight gathering of one step.
+
+    The windows are those of one micro-batch: a reduction runs under the backward pass that it ends.
+    """
     grads = inputs.grad_comm_s * stack.dp_comm * stack.main_grad_bytes / 4.0
     params = inputs.param_comm_s * stack.dp_comm
+    open_s = inputs.grad_rounds * grads + params
     if not stack.overlap_gradients:
-        return grads + params
+        return open_s
     left = stack.dp_exposed_frac
-    hidden = np.maximum(grads - window_bwd_s, left * grads) + np.maximum(params - window_fwd_s, left * params)
-    return np.where(inputs.overlap_dp > 0, hidden, grads + params)
+    hidden = inputs.grad_rounds * np.maximum(grads - window_bwd_s, left * grads)
+    hidden = hidden + np.maximum(params - window_fwd_s, left * params)
+    return np.where(inputs.overlap_dp > 0, hidden, open_s)
 
 
 def _shared_bubble_frac(pp: Floats, num_micro: Floats, ranks_per_processor: float) -> Floats:
@@ -215,7 +224,7 @@ def step_parts(inputs: StepInputs, stack: Stack) -> StepParts:
         pp_comm_s=micro * sends * visible + ramp,
         host_s=micro * (layers * layer.stall_s + pace),
         bubble_s=bubble,
-        dp_comm_s=dp,
+        dp_comm_s=dp + micro * layers * layer.gather_s,
         optimizer_s=inputs.optimizer_s * (stack.vector if stack.optimizer is None else stack.optimizer),
         fixed_s=np.full(len(inputs), stack.step_s),
     )

@@ -110,6 +110,34 @@ def test_full_sharding_divides_states_over_all_ranks() -> None:
     assert memory.optimizer_bytes[1] == pytest.approx(memory.optimizer_bytes[0] / WORLD)
 
 
+def test_sharded_gradients_are_reduced_for_every_micro_batch() -> None:
+    """A shard of the gradients cannot take in the next micro-batch before this one is reduced."""
+    shards = [Strategy(dp=WORLD, zero=zero, overlap_dp=False) for zero in (1, 2)]
+    table = ConfigTable.from_strategies(shards)
+    few, many = (
+        evaluate(gpt_job(global_batch=WORLD * n), cluster(), table, corrected=False).dp_comm_s for n in (1, 9)
+    )
+    assert few[0] == pytest.approx(few[1])
+    assert many[0] == pytest.approx(few[0])
+    assert few[1] < many[1] < 9 * few[1]
+
+
+def test_sharded_gradients_pass_through_memory_whole() -> None:
+    """The layer in backward has its gradients whole before they are scattered."""
+    table = ConfigTable.from_strategies([Strategy(dp=WORLD, zero=zero) for zero in (1, 2)])
+    memory = evaluate(gpt_job(), cluster(), table).memory
+    assert memory.gathered_bytes[0] == 0 < memory.gathered_bytes[1]
+    assert memory.peak_bytes[1] < memory.peak_bytes[0]
+
+
+def test_experts_are_gathered_over_the_ranks_that_share_them() -> None:
+    """With one expert-parallel group over all ranks no expert weight is sharded, so none is gathered."""
+    job = TrainingJob(model=MIXTURE, seq_len=2048, global_batch=32)
+    table = ConfigTable.from_strategies([Strategy(dp=WORLD, ep=ep, zero=3) for ep in (WORLD, 1)])
+    spread, alone = evaluate(job, cluster(), table, corrected=False).dp_comm_s
+    assert spread < alone
+
+
 def test_experts_are_cut_by_expert_degree() -> None:
     job = TrainingJob(model=MIXTURE, seq_len=2048, global_batch=32)
     rows = [Strategy(dp=WORLD, ep=e, zero=1) for e in (1, 8)]
