@@ -34,7 +34,7 @@ from planner.simulate.layer_profile import read_layer_profile
 from planner.simulate.outcome import latencies
 from planner.simulate.profiled_engine import measured_timer
 from planner.simulate.settings import Batching, EngineSettings, Role, engine_settings
-from planner.simulate.step_table import step_table_timer
+from planner.simulate.step_table import batch_exponent, step_table_timer
 from planner.simulate.timing import AffineTimer
 
 # How the logged engines ran (README of the data): devices, cache, sequences. Links between the two RTX PRO
@@ -169,19 +169,25 @@ def splitwise(shared: Path, _: Path) -> None:
         rows = list(csv.DictReader(file))
     cases = [("llama2-70b", "h100-80gb", 8), ("llama2-70b", "a100-80gb", 8), ("bloom-176b", "h100-80gb", 8)]
     cases += [("bloom-176b", "a100-80gb", 8), ("llama2-70b", "h100-80gb", 4), ("llama2-70b", "a100-80gb", 4)]
+    table = {
+        case: [r for r in rows if (r["model"], r["hardware"], int(r["tensor_parallel"])) == case]
+        for case in cases
+    }
     for model, device, tp in cases:
-        mine = [
-            r for r in rows if (r["model"], r["hardware"], int(r["tensor_parallel"])) == (model, device, tp)
-        ]
+        mine = table[model, device, tp]
         real = np.median(
             [float(r["token_time"]) for r in mine if r["batch_size"] == "64" and r["prompt_size"] == "512"]
         )
         token = int(next(r["token_size"] for r in mine if r["batch_size"] == "64"))
         settings = EngineSettings(batching=Batching.PREFILL_FIRST, token_budget=1 << 20, prefix_caching=False)
-        timers = {
-            "table": step_table_timer([r for r in mine if r["batch_size"] != "64"]),
-            "all": step_table_timer(mine),
+        small = [r for r in mine if r["batch_size"] != "64"]
+        others = {
+            "table": [t for case, t in table.items() if case != (model, device, tp)],
+            "model": [t for (name, _, _), t in table.items() if name != model],
+            "device": [t for (_, name, _), t in table.items() if name != device],
         }
+        timers = {key: step_table_timer(small, batch_exponent=batch_exponent(t)) for key, t in others.items()}
+        timers["all"] = step_table_timer(mine)
         trace = Trace(
             arrival_s=np.zeros(64), prompt_tokens=np.full(64, 512), output_tokens=np.full(64, token)
         )
@@ -192,7 +198,8 @@ def splitwise(shared: Path, _: Path) -> None:
             found[label] = latencies(raw).tpot_s.mean() * 1e3
         text = f"{found['all']:.1f} ms, {100 * (found['all'] / real - 1):+.1f} %"
         report(f"decode of 64, {model} {device} TP{tp}: measured {real:.1f} ms", text, "-39 to -51 %", "10 %")
-        print(f"      without the rows of 64 sequences: {100 * (found['table'] / real - 1):+.1f} %")
+        held_out = ", ".join(f"{100 * (found[key] / real - 1):+.1f} % ({key})" for key in others)
+        print(f"      without its rows of 64, and without those of the same ...: {held_out}")
 
 
 def distserve_fleet(

@@ -8,7 +8,7 @@ from costmodels.graph_import.transformer import transformer_graph
 from hardware.errors import InputError, SpecError
 from planner.simulate.layer_profile import read_layer_profile
 from planner.simulate.profiled_engine import measured_timer
-from planner.simulate.step_table import step_table_timer
+from planner.simulate.step_table import batch_exponent, step_table_timer
 from planner.simulate.timing import GridTimer, Load, Skew
 
 
@@ -124,6 +124,21 @@ def test_step_table_is_reproduced_and_bad_batches_are_left_out() -> None:
         assert timer.decode_s(batch, batch * 512.0) == pytest.approx(time_ms * 1e-3, rel=0.01)
     assert timer.decode_s(1, 4096.0) == pytest.approx(0.025, rel=0.01)
     assert timer.decode_s(64, 64 * 4096.0) > 0.1
+
+
+def test_batches_beyond_a_step_table_go_on_bending() -> None:
+    def rows(batches: tuple[int, ...]) -> list[dict[str, str]]:
+        values = [(b, 50 * b, 20 + 0.02 * b**1.5) for b in batches]
+        names = ("batch_size", "prompt_time", "token_time")
+        return [
+            {"prompt_size": "512", "token_size": "0", **{n: str(v) for n, v in zip(names, row, strict=True)}}
+            for row in values
+        ]
+
+    found = batch_exponent([rows((1, 8, 32, 64)), rows((1, 2, 4, 16))])
+    assert found == pytest.approx(1.5, abs=0.005)
+    timer = step_table_timer(rows((1, 8, 32)), batch_exponent=found)
+    assert timer.decode_s(64, 64 * 512.0) == pytest.approx(0.02 + 0.02e-3 * 64**1.5, rel=1e-3)
 
 
 def test_expert_layers_see_the_tokens_of_all_ranks(tmp_path: Path) -> None:
