@@ -44,7 +44,8 @@ _PASSING_TENSORS = 4.0
 """Tensors of the layer's width that backward of one layer holds at once (assumed); under sequence parallelism
 two more are gathered whole."""
 _GATHERED_LAYERS = 2.0
-"""Layers whose weights full sharding holds whole: the one at work and the one prefetched."""
+"""Layers whose weights full sharding holds whole: the one at work and the one prefetched. Of sharded
+gradients: the one at work and the one on its way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,13 +136,12 @@ def _states(
     optimizer = np.where(full, _MOMENTS_BYTES, kept)
     layer = p.layer_dense + p.layer_expert
     near = np.minimum(_GATHERED_LAYERS, layers) * layer * (1.0 - 1.0 / shard)
-    gathered = 2.0 * _WEIGHT_BYTES * (near + ends)
-    unreduced = main * (near + ends * (1.0 - 1.0 / shard))
+    unreduced = np.where(table.zero == 2, near + ends * (1.0 - 1.0 / shard), 0.0)
     return _States(
         weights=np.where(full, _FP32_BYTES * sharded, _WEIGHT_BYTES * whole),
-        gradients=grad * np.where(table.zero >= 2, sharded, whole),
+        gradients=grad * np.where(table.zero >= 2, np.minimum(sharded + unreduced, whole), whole),
         optimizer=optimizer * np.where(table.zero >= 1, sharded, whole),
-        gathered=np.select([full, table.zero == 2], [gathered, unreduced], 0.0),
+        gathered=np.where(full, 2.0 * _WEIGHT_BYTES * (near + ends), 0.0),
         step=np.where(table.zero > 0, step_bytes * sharded, (widened + step_bytes) * whole),
     )
 

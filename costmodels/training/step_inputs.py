@@ -46,14 +46,14 @@ class StepInputs:
     p2p_s: Floats
     """One stage-to-stage send."""
     grad_comm_s: Floats
-    """One gradient reduction of the fullest stage, 4-byte gradients. Under full sharding only what goes between
-    replicas of the shards: the rest runs layer by layer with the gathering of weights."""
+    """One gradient reduction of the fullest stage, 4-byte gradients. Under full sharding only what goes
+    between replicas of the shards: the rest runs layer by layer with the gathering of weights."""
     grad_rounds: Floats
     """Gradient reductions per step: sharded gradients cannot wait for the last micro-batch."""
     param_comm_s: Floats
     """Gathering of updated weights under a sharded optimizer."""
     gather_layer_s: Floats
-    """Gathering one layer's weights under full sharding, one pass, dense and expert weights over their own groups."""
+    """Gathering one layer's weights under full sharding, one pass."""
     optimizer_s: Floats
     overlap_dp: Floats
     overlap_tp: Floats
