@@ -91,6 +91,8 @@ class _States:
     gradients: Floats
     optimizer: Floats
     gathered: Floats
+    unreduced: Floats
+    """Gradients in passing, in buckets that the framework sets aside."""
     step: Floats
     """Held during the optimizer step, when no activations are."""
 
@@ -136,12 +138,13 @@ def _states(
     optimizer = np.where(full, _MOMENTS_BYTES, kept)
     layer = p.layer_dense + p.layer_expert
     near = np.minimum(_GATHERED_LAYERS, layers) * layer * (1.0 - 1.0 / shard)
-    unreduced = np.where(table.zero == 2, near + ends * (1.0 - 1.0 / shard), 0.0)
+    unreduced = np.minimum(near + ends * (1.0 - 1.0 / shard), whole - sharded)
     return _States(
         weights=np.where(full, _FP32_BYTES * sharded, _WEIGHT_BYTES * whole),
-        gradients=grad * np.where(table.zero >= 2, np.minimum(sharded + unreduced, whole), whole),
+        gradients=grad * np.where(table.zero >= 2, sharded, whole),
         optimizer=optimizer * np.where(table.zero >= 1, sharded, whole),
         gathered=np.where(full, 2.0 * _WEIGHT_BYTES * (near + ends), 0.0),
+        unreduced=np.where(table.zero == 2, grad * unreduced, 0.0),
         step=np.where(table.zero > 0, step_bytes * sharded, (widened + step_bytes) * whole),
     )
 
@@ -229,7 +232,7 @@ def stage_memory(
         optimizer_bytes=states.optimizer,
         activations_bytes=activations,
         logits_bytes=logits,
-        gathered_bytes=states.gathered,
+        gathered_bytes=states.gathered + states.unreduced,
         buffers_bytes=buffers,
         slack_bytes=c.slack_frac * dynamic,
         runtime_bytes=np.full(len(table), c.runtime_bytes),

@@ -125,8 +125,9 @@ def test_sharded_gradients_are_reduced_for_every_micro_batch() -> None:
 def test_sharded_gradients_pass_through_memory_whole() -> None:
     """The layer in backward has its gradients whole before they are scattered."""
     table = ConfigTable.from_strategies([Strategy(dp=WORLD, zero=zero) for zero in (1, 2)])
-    kept, sharded = evaluate(gpt_job(), cluster(), table).memory.gradients_bytes
-    assert kept / WORLD < sharded < kept
+    memory = evaluate(gpt_job(), cluster(), table).memory
+    assert memory.gathered_bytes[0] == 0 < memory.gathered_bytes[1]
+    assert memory.peak_bytes[1] < memory.peak_bytes[0]
 
 
 def test_experts_are_gathered_over_the_ranks_that_share_them() -> None:
