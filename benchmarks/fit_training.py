@@ -11,13 +11,23 @@ Held out means: whole groups (same model, devices and batch) are left out, five 
 import argparse
 import hashlib
 import json
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.training_spread import (
+    COVERAGE,
+    MIN_RUNS,
+    fit_between,
+    leave_out,
+    runs_behind,
+    sources_of,
+)
 from costmodels.accuracy import Errors, errors
+from costmodels.intervals import Z90
 from costmodels.kernels.fit import TreeSettings, fit_trees
 from costmodels.kernels.times import kernel_model
 from costmodels.run_table import read_run_table
@@ -27,11 +37,13 @@ from costmodels.training.evaluate import training_inputs
 from costmodels.training.layer_costs import matmul_dtype
 from costmodels.training.learned import MANY_DEVICES, Correction, box_of, correction_features
 from costmodels.training.runs import NEEDED_COLUMNS, Run, group_runs, parse_runs
-from costmodels.training.stack_fit import StackSamples, family, fit_stacks, predict_stacks, stack_parts
+from costmodels.training.spread import Between
+from costmodels.training.stack_fit import StackSamples, fit_stacks, predict_stacks, stack_parts
 from costmodels.training.step_inputs import StepInputs
 
 Floats = npt.NDArray[np.float64]
 Index = npt.NDArray[np.intp]
+Labels = npt.NDArray[np.str_]
 
 ROOT = Path(__file__).resolve().parents[1] / "costmodels" / "data" / "coefficients" / "training"
 MANY_TREES = TreeSettings(num_trees=400, depth=4, learning_rate=0.05, min_rows_per_leaf=4, l2=1.0)
@@ -40,14 +52,6 @@ MANY_RUNS = 200
 NUM_FOLDS = 5
 MIN_RUNS_TO_LEARN = 60
 """Runs that a stack needs before a correction is tried."""
-COVERAGE = 0.92
-"""Share of held-out runs that the 90 % interval is widened to hold, against small samples."""
-Z90 = 1.645
-MIN_RUNS_FOR_SIGMA = 8
-UNSEEN_WIDER = 1.8
-"""Widening of the interval of a stack that was never measured: with whole sources left out, errors spread
-about
-this much wider than with groups left out (benchmarks/training_accuracy.py)."""
 
 
 def load(path: Path) -> tuple[list[Run], StackSamples]:
@@ -78,18 +82,20 @@ def features_of(
     runs: list[Run], samples: StackSamples, rows: Index, stacks: dict[str, Stack], pooled: dict[str, float]
 ) -> Floats:
     """Return the correction's features of the runs in `rows`."""
-    pieces = []
-    for i in rows:
-        one = np.array([i])
-        run = runs[i]
-        parts = stack_parts(stacks, pooled, samples, i)
-        configs = ConfigTable.from_strategies([run.strategy])
-        pieces.append(
-            correction_features(
-                configs, samples.inputs.take(one), parts, hidden=run.job.model.hidden, seq_len=run.job.seq_len
-            )
-        )
-    return np.concatenate(pieces)
+    parts = stack_parts(stacks, pooled, samples, rows)
+    chosen = [runs[i] for i in rows]
+    return correction_features(
+        ConfigTable.from_strategies([r.strategy for r in chosen]),
+        samples.inputs.take(rows),
+        parts,
+        hidden=np.array([r.job.model.hidden for r in chosen]),
+        seq_len=np.array([r.job.seq_len for r in chosen]),
+    )
+
+
+def routed(runs: list[Run]) -> npt.NDArray[np.bool_]:
+    """Return which runs train a model with routed experts."""
+    return np.array([r.job.model.num_active_params < r.job.model.num_params for r in runs])
 
 
 def folds_of(runs: list[Run], seed: int = 0) -> npt.NDArray[np.int64]:
@@ -168,23 +174,40 @@ def report(title: str, runs: list[Run], predicted: Floats, measured: Floats) -> 
 
 
 def sigmas(
-    names: list[str], runs: list[Run], samples: StackSamples, predicted: Floats
+    names: list[str], runs: list[Run], samples: StackSamples, predicted: Floats, rows: Index
 ) -> dict[str, dict[str, float]]:
-    """Return the spread of each stack, dense and with experts, from its family where its own runs are few."""
-    experts = np.array([r.job.model.num_active_params < r.job.model.num_params for r in runs])
-    out: dict[str, dict[str, float]] = {"": {}}
+    """Return the spread of each stack within its sources, dense and with experts, from the runs in `rows`.
+
+    A stack with too few runs, its family's counted in, takes that of all; so does the empty name.
+    """
+    experts = routed(runs)
+    out: dict[str, dict[str, float]] = {}
     for label, of_kind in (("sigma", ~experts), ("sigma_experts", experts)):
-        everyone = sigma_of(predicted[of_kind], samples.measured_s[of_kind])
-        for name in names:
-            own = of_kind & (samples.stack == name)
-            kin = of_kind & np.isin(samples.stack, [n for n in names if family(n) == family(name)])
-            chosen = own if own.sum() >= MIN_RUNS_FOR_SIGMA else kin
-            enough = chosen.sum() >= MIN_RUNS_FOR_SIGMA
-            value = (
-                sigma_of(predicted[chosen], samples.measured_s[chosen]) if enough else UNSEEN_WIDER * everyone
-            )
+        every = rows[of_kind[rows]]
+        everyone = sigma_of(predicted[every], samples.measured_s[every])
+        for name in ("", *names):
+            chosen = runs_behind(samples, name, every)
+            value = sigma_of(predicted[chosen], samples.measured_s[chosen]) if len(chosen) else everyone
             out.setdefault(name, {})[label] = value
-        out[""][label] = UNSEEN_WIDER * everyone
+    return out
+
+
+def within_of(
+    samples: StackSamples, experts: npt.NDArray[np.bool_], spread: dict[str, dict[str, float]]
+) -> Floats:
+    """Return the spread within sources of every run."""
+    labels = np.where(experts, "sigma_experts", "sigma")
+    return np.array([spread[s][k] for s, k in zip(samples.stack.tolist(), labels.tolist(), strict=True)])
+
+
+def within_others(runs: list[Run], samples: StackSamples, predicted: Floats, label: Labels) -> Floats:
+    """Return the spread of every run's stack within the runs of other labels."""
+    names = sorted(set(samples.stack.tolist()))
+    out = np.full(len(runs), np.nan)
+    for one in sorted(set(label)):
+        spread = sigmas(names, runs, samples, predicted, np.flatnonzero(label != one))
+        own = label == one
+        out[own] = within_of(samples, routed(runs), spread)[own]
     return out
 
 
@@ -194,6 +217,9 @@ def write(
     pooled: dict[str, float],
     sigma: dict[str, dict[str, float]],
     counts: dict[str, int],
+    sources: dict[str, list[str]],
+    added: Between,
+    devices: list[str],
     corrections: dict[str, object],
     mape: dict[str, float],
 ) -> None:
@@ -204,6 +230,7 @@ def write(
     shared = {k: round(v, 4) for k, v in pooled.items()}
     for name, entry in data["stacks"].items():
         entry |= {label: round(value, 4) for label, value in sigma.get(name, sigma[""]).items()}
+        entry["sources"] = sources.get(name, [])
         entry["adjust"] = shared
         if name in ANCHORED:
             continue
@@ -215,7 +242,15 @@ def write(
             entry["evidence"] = f"{counts[name]} measured runs; held-out MAPE {mape[name]:.1%}"
     stamp = {"samples": path.name, "samples_sha256": digest, "date": datetime.now(UTC).date().isoformat()}
     file.write_text(
-        json.dumps(data | {"provenance": stamp | {"num_samples": sum(counts.values())}}, indent=1) + "\n"
+        json.dumps(
+            data
+            | {
+                "between": {k: round(v, 4) for k, v in asdict(added).items()} | {"devices": devices},
+                "provenance": stamp | {"num_samples": sum(counts.values())},
+            },
+            indent=1,
+        )
+        + "\n"
     )
     learned = {"provenance": stamp, "corrections": corrections}
     (ROOT / "corrections.json").write_text(json.dumps(learned, indent=1) + "\n")
@@ -249,7 +284,18 @@ def main() -> None:
     )
     fitted, pooled = fit_stacks(bases, samples, np.arange(len(runs)))
     mine = {n: samples.stack == n for n in names}
-    sigma = sigmas(names, runs, samples, analytic)
+    everyone = np.arange(len(runs))
+    sigma = sigmas(names, runs, samples, analytic, everyone)
+    label = sources_of(runs)
+    added = fit_between(
+        samples,
+        leave_out(samples, label),
+        within_others(runs, samples, analytic, label),
+        within_of(samples, routed(runs), sigma),
+        ~routed(runs),
+    )
+    print(f"between sources and devices: {added}")
+    behind = {n: sorted(set(label[runs_behind(samples, n, everyone)].tolist())) for n in bases}
     mape = {n: float(np.abs(final[mine[n]] / samples.measured_s[mine[n]] - 1).mean()) for n in names}
     corrections: dict[str, object] = {}
     for name in wins:
@@ -257,11 +303,9 @@ def main() -> None:
         base = predict_stacks(fitted, pooled, samples, rows)
         features = features_of(runs, samples, rows, fitted, pooled)
         many = np.array([runs[i].cluster.num_devices >= MANY_DEVICES for i in rows])
-        everyone = sigma_of(corrected[rows], samples.measured_s[rows])
+        overall = sigma_of(corrected[rows], samples.measured_s[rows])
         few_s, many_s = (
-            sigma_of(corrected[rows[m]], samples.measured_s[rows[m]])
-            if m.sum() >= MIN_RUNS_FOR_SIGMA
-            else everyone
+            sigma_of(corrected[rows[m]], samples.measured_s[rows[m]]) if m.sum() >= MIN_RUNS else overall
             for m in (~many, many)
         )
         fit = learn(features, np.log(samples.measured_s[rows] / base), few_s, many_s)
@@ -275,7 +319,8 @@ def main() -> None:
             "trees": fit.trees.to_json(),
         }
     if arguments.write:
-        write(arguments.runs, fitted, pooled, sigma, counts, corrections, mape)
+        devices = sorted(set(samples.key.tolist()))
+        write(arguments.runs, fitted, pooled, sigma, counts, behind, added, devices, corrections, mape)
         print(f"written to {ROOT}")
 
 

@@ -18,21 +18,33 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.fit_training import (
-    MIN_RUNS_FOR_SIGMA,
     MIN_RUNS_TO_LEARN,
     folds_of,
     held_out,
     load,
+    routed,
     sigma_of,
     sigmas,
+    within_of,
+    within_others,
+)
+from benchmarks.training_spread import (
+    MIN_RUNS,
+    LeftOut,
+    between_sources,
+    leave_out,
+    runs_behind,
+    source_variance,
+    sources_of,
 )
 from costmodels.accuracy import Errors, errors
+from costmodels.intervals import Z90
 from costmodels.model_flops import training_flops
 from costmodels.stacks import find_stack, stack_names
 from costmodels.training.evaluate import rated_peak_flops_per_s
 from costmodels.training.learned import MANY_DEVICES
 from costmodels.training.runs import Run
-from costmodels.training.stack_fit import StackSamples, fit_stacks, predict_stacks
+from costmodels.training.stack_fit import StackSamples
 
 Floats = npt.NDArray[np.float64]
 
@@ -99,15 +111,14 @@ def constant_mfu(runs: list[Run], measured_s: Floats, folds: npt.NDArray[np.int6
     return out
 
 
-def by_source(runs: list[Run], samples: StackSamples) -> Floats:
-    """Return predictions of each source with that source left out of the fit."""
-    bases = {n: find_stack(n, fitted=False) for n in stack_names()}
-    sources = np.array([r.source for r in runs])
+def left_out_sigma(runs: list[Run], samples: StackSamples, left: LeftOut, predicted: Floats) -> Floats:
+    """Return the spread of every prediction that was made without the run's source, from the other ones."""
+    within = within_others(runs, samples, predicted, left.label)
     out = np.full(len(runs), np.nan)
-    for source in sorted(set(sources)):
-        test = np.flatnonzero(sources == source)
-        fitted, pooled = fit_stacks(bases, samples, np.flatnonzero(sources != source))
-        out[test] = predict_stacks({**bases, **fitted}, pooled, samples, test)
+    for source in sorted(set(left.label)):
+        own = left.label == source
+        added = between_sources(left, samples.measured_s, within, ~own)
+        out[own] = np.sqrt(within**2 + source_variance(added, left.known, left.waits))[own]
     return out
 
 
@@ -115,7 +126,7 @@ def figures(
     runs: list[Run], predicted: Floats, measured: Floats, sigma: Floats, rows: npt.NDArray[np.intp]
 ) -> Errors:
     """Return the errors of some runs with their 90 % interval."""
-    low, high = predicted * np.exp(-1.645 * sigma), predicted * np.exp(1.645 * sigma)
+    low, high = predicted * np.exp(-Z90 * sigma), predicted * np.exp(Z90 * sigma)
     groups = [runs[i].group for i in rows]
     return errors(predicted[rows], measured[rows], low[rows], high[rows], groups)
 
@@ -142,18 +153,19 @@ def main() -> None:
     bases = {n: find_stack(n, fitted=False) for n in stack_names()}
     tried = tuple(n for n in names if (samples.stack == n).sum() >= MIN_RUNS_TO_LEARN)
     analytic, corrected = held_out(runs, samples, bases, tried)
-    spread = sigmas(names, runs, samples, corrected)
-    dense = np.array([r.job.model.num_active_params == r.job.model.num_params for r in runs])
-    sigma = np.array(
-        [spread[str(s)]["sigma" if d else "sigma_experts"] for s, d in zip(samples.stack, dense, strict=True)]
-    )
-    sources = np.array([r.source for r in runs])
+    everyone = np.arange(len(runs))
+    sources = sources_of(runs)
+    left = leave_out(samples, sources)
+    left_sigma = left_out_sigma(runs, samples, left, analytic)
+    within = within_of(samples, routed(runs), sigmas(names, runs, samples, corrected, everyone))
+    added = between_sources(left, measured, within, np.ones(len(runs), dtype=bool))
+    few = {n: len(runs_behind(samples, n, everyone)) == 0 for n in names}
+    sigma = np.where([few[s] for s in samples.stack.tolist()], np.hypot(within, added["stack"]), within)
     big = np.array([r.cluster.num_devices >= MANY_DEVICES for r in runs])
     for name in tried:
         for rows in ((samples.stack == name) & big, (samples.stack == name) & ~big):
-            if rows.sum() >= MIN_RUNS_FOR_SIGMA:
+            if rows.sum() >= MIN_RUNS:
                 sigma[rows] = sigma_of(corrected[rows], measured[rows])
-    everyone = np.arange(len(runs))
     header = "| rows | n | MAPE | median | signed | regret | random | coverage |\n" + "|---" * 8 + "|"
     print("Held out by group\n\n" + header)
     each = {
@@ -167,24 +179,25 @@ def main() -> None:
     print(f"\nmean over sources: {np.mean([e.mape_frac for e in each.values()]):.1%}\n")
     folds = folds_of(runs)
     others = {
-        "analytic model alone": analytic,
-        "boosted trees without physics": regressor(runs, measured, folds),
-        "constant MFU": constant_mfu(runs, measured, folds),
-        "this model, source left out": by_source(runs, samples),
+        "analytic model alone": (analytic, sigma),
+        "boosted trees without physics": (regressor(runs, measured, folds), sigma),
+        "constant MFU": (constant_mfu(runs, measured, folds), sigma),
+        "this model, source left out": (left.step_s, left_sigma),
     }
     print("All rows, other ways\n\n" + header)
-    for label, predicted in others.items():
+    for label, (predicted, spread) in others.items():
         known = np.flatnonzero(~np.isnan(predicted))
-        print(line(label, figures(runs, predicted, measured, sigma, known)))
+        print(line(label, figures(runs, predicted, measured, spread, known)))
     print(f"\n{EARLIER}")
-    left = others["this model, source left out"]
-    print("\nSource left out\n\n" + header)
-    means = []
-    for source in sorted(set(sources)):
-        e = figures(runs, left, measured, sigma, np.flatnonzero(sources == source))
-        means.append(e.mape_frac)
+    print("\nSource left out, interval from the other sources\n\n" + header)
+    alone = {
+        s: figures(runs, left.step_s, measured, left_sigma, np.flatnonzero(sources == s))
+        for s in sorted(set(sources))
+    }
+    for source, e in alone.items():
         print(line(source, e))
-    print(f"\nmean over sources: {np.mean(means):.1%}")
+    print(f"\nmean over sources: {np.mean([e.mape_frac for e in alone.values()]):.1%}", end=", ")
+    print(f"coverage {np.mean([e.interval_coverage_frac for e in alone.values()]):.2f}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,16 @@ from costmodels.kernels.data import SAME_DIE
 from costmodels.reference_stack import DOES, PRIORS, REFERENCE_STACK
 from hardware.errors import UnknownNameError
 
-__all__ = ["ANCHORED", "FITTED", "Stack", "device_factor", "find_stack", "stack_names"]
+__all__ = [
+    "ANCHORED",
+    "FITTED",
+    "Stack",
+    "between_runs",
+    "device_factor",
+    "device_keys",
+    "find_stack",
+    "stack_names",
+]
 
 FITTED = (
     "gemm",
@@ -132,6 +141,9 @@ class Stack:
     """Standard deviation of ln(measured / predicted) on held-out runs, before the learned correction."""
     sigma_experts: float = 0.3
     """The same for models with routed experts, whose kernels change most from version to version."""
+    sources: tuple[str, ...] | None = field(default=None, compare=False)
+    """Sources of the runs behind both, empty where they are too few; None where there is but one machine, the
+    one at hand."""
     evidence: str = field(default="", compare=False)
 
     adjust: tuple[tuple[str, float], ...] = ()
@@ -158,9 +170,20 @@ class Stack:
 
 def device_factor(factors: Mapping[str, float], key: str) -> float:
     """Return the factor of a ``device/format``: its own, or that of a device with the same dies, or one."""
+    own, sibling = device_keys(key)
+    return factors.get(own, factors.get(sibling, 1.0))
+
+
+def device_keys(key: str) -> tuple[str, str]:
+    """Return a ``device/format`` and that of the device with the same dies, which may be itself.
+
+    Examples
+    --------
+    >>> device_keys("h100-pcie/bf16")
+    ('h100-pcie/bf16', 'h100/bf16')
+    """
     device, _, number_format = key.partition("/")
-    sibling = f"{SAME_DIE.get(device, device)}/{number_format}"
-    return factors.get(key, factors.get(sibling, 1.0))
+    return key, f"{SAME_DIE.get(device, device)}/{number_format}"
 
 
 @cache
@@ -173,6 +196,12 @@ def _file() -> dict[str, Any]:
 def _table() -> dict[str, dict[str, Any]]:
     table: dict[str, dict[str, Any]] = _file()["stacks"]
     return table
+
+
+def between_runs() -> Mapping[str, Any]:
+    """Return what ships on the spread between sources, with the devices and formats that have runs."""
+    found: Mapping[str, Any] = _file()["between"]
+    return found
 
 
 def stack_names() -> tuple[str, ...]:
@@ -207,6 +236,7 @@ def _shipped_stack(name: str, fitted: bool) -> Stack:
     spread = {label: entry[label] for label in ("sigma", "sigma_experts") if label in entry}
     return Stack(
         name=name,
+        sources=tuple(entry["sources"]),
         **spread,
         **entry["does"],
         **{**entry["assumed"], **entry["fitted"]},

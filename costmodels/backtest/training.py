@@ -86,7 +86,7 @@ def predict_runs(runs: list[Run]) -> RunPredictions:
     """Return predictions for every run, costed as tables of strategies that share job and cluster."""
     out = RunPredictions(*(np.full(len(runs), np.nan) for _ in range(5)))
     for group in group_runs(runs):
-        costs = evaluate(group.job, group.cluster, group.configs)
+        costs = evaluate(group.job, group.cluster, group.configs, source=group.source)
         out.step_s[group.index] = costs.step_s
         out.low_s[group.index] = costs.step_low_s
         out.high_s[group.index] = costs.step_high_s

@@ -6,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodels.cost_table import CostTable, MemoryTable
-from costmodels.graph import Experts
 from costmodels.job import TrainingJob
 from costmodels.kernels.times import kernel_model
 from costmodels.memory.feasibility import fits_probability
@@ -16,6 +15,7 @@ from costmodels.stacks import Stack, find_stack
 from costmodels.strategy import ConfigTable
 from costmodels.training.layer_costs import matmul_dtype
 from costmodels.training.learned import MANY_DEVICES, correction_features, find_correction
+from costmodels.training.spread import step_log_sigma, within_log_sigma
 from costmodels.training.step_inputs import StepInputs, step_inputs
 from costmodels.training.step_time import StepParts, step_parts
 from hardware.cluster import Cluster
@@ -60,11 +60,6 @@ def _assemble(inputs: StepInputs, stack: Stack) -> StepParts:
     return StepParts(**columns)
 
 
-def _sigma(job: TrainingJob, stack: Stack) -> float:
-    routed = any(isinstance(op, Experts) for block in job.model.blocks for op in block.operators)
-    return stack.sigma_experts if routed else stack.sigma
-
-
 def _corrected(
     job: TrainingJob,
     configs: ConfigTable,
@@ -73,14 +68,17 @@ def _corrected(
     stack: Stack,
     num_devices: int,
 ) -> tuple[Floats, Floats]:
-    """Return what the learned correction adds to each step, and the spread that is left. [s], [ln]"""
+    """Return what the learned correction adds to each step, and the spread that is left within sources.
+    [s], [ln]
+    """
     correction = find_correction(stack.name)
+    plain = within_log_sigma(job, stack)
     if correction is None:
-        return np.zeros(len(configs)), np.full(len(configs), _sigma(job, stack))
+        return np.zeros(len(configs)), np.full(len(configs), plain)
     features = correction_features(configs, inputs, parts, hidden=job.model.hidden, seq_len=job.seq_len)
     added = parts.total_s * np.expm1(correction.log_ratio(features))
     left = correction.sigma_many if num_devices >= MANY_DEVICES else correction.sigma
-    return added, np.where(correction.covers(features), left, _sigma(job, stack))
+    return added, np.where(correction.covers(features), left, plain)
 
 
 def evaluate(
@@ -90,6 +88,7 @@ def evaluate(
     *,
     stack: Stack | None = None,
     corrected: bool = True,
+    source: str = "",
 ) -> CostTable:
     """Return time and memory of every row of `configs`; row i of the answer is row i of the question.
 
@@ -97,15 +96,17 @@ def evaluate(
     ----------
     stack : coefficients to use in place of the shipped ones of ``job.stack``; no learned correction then.
     corrected : whether the stack's learned correction, where it has one, is applied.
+    source : the publication of a measured run; the interval is wider where the stack was not fitted to it.
     """
     named = stack if stack is not None else find_stack(job.stack)
     chosen = named.on(cluster.device.name, matmul_dtype(job.precision))
     inputs = training_inputs(job, cluster, configs)
     parts = _assemble(inputs, chosen)
     rows = len(configs)
-    correction_s, sigma = np.zeros(rows), np.full(rows, _sigma(job, chosen))
+    correction_s, within = np.zeros(rows), np.full(rows, within_log_sigma(job, chosen))
     if corrected and stack is None:
-        correction_s, sigma = _corrected(job, configs, inputs, parts, chosen, cluster.num_devices)
+        correction_s, within = _corrected(job, configs, inputs, parts, chosen, cluster.num_devices)
+    sigma = step_log_sigma(within, parts, job=job, device=cluster.device, stack=chosen, source=source)
     memory: MemoryTable = peak_memory(job, configs, chosen)
     usable = usable_bytes(cluster.device)
     return CostTable(

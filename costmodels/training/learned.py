@@ -21,6 +21,7 @@ from costmodels.training.step_time import StepParts
 __all__ = ["FEATURES", "MANY_DEVICES", "Correction", "correction_features", "find_correction"]
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 _SHARES = (
     "forward_s",
@@ -88,7 +89,7 @@ def box_of(features: Floats) -> tuple[Floats, Floats]:
 
 
 def correction_features(
-    configs: ConfigTable, inputs: StepInputs, parts: StepParts, *, hidden: int, seq_len: int
+    configs: ConfigTable, inputs: StepInputs, parts: StepParts, *, hidden: int | Ints, seq_len: int | Ints
 ) -> Floats:
     """Return the features of every row. shape (rows, features)"""
     total = parts.total_s
@@ -102,8 +103,8 @@ def correction_features(
         "attention_s": np.log(layer.attn_fwd_s + 1e-9),
         "vector_s": np.log(layer.vector_fwd_s + layer.norm_fwd_s + 1e-9),
         "device_over_host": np.log(gemm / (layer.num_ops * 1e-5)),
-        "hidden": np.full(rows, np.log2(hidden)),
-        "seq_len": np.full(rows, np.log2(seq_len)),
+        "hidden": np.broadcast_to(np.log2(hidden), rows),
+        "seq_len": np.broadcast_to(np.log2(seq_len), rows),
     }
     columns = [getattr(parts, n) / total for n in _SHARES]
     columns += [np.log2(getattr(configs, n)) for n in _DEGREES]

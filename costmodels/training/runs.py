@@ -69,6 +69,7 @@ class Run:
 class RunGroup:
     """Runs that differ in their strategy only, as one table."""
 
+    source: str
     job: TrainingJob
     cluster: Cluster
     configs: ConfigTable
@@ -300,16 +301,17 @@ def parse_runs(table: RunTable) -> tuple[list[Run], list[tuple[str, str]]]:
 
 
 def group_runs(runs: list[Run]) -> list[RunGroup]:
-    """Return the runs as tables of strategies that share job and cluster."""
-    members: dict[tuple[TrainingJob, Cluster], list[int]] = {}
+    """Return the runs as tables of strategies that share source, job and cluster."""
+    members: dict[tuple[str, TrainingJob, Cluster], list[int]] = {}
     for i, run in enumerate(runs):
-        members.setdefault((run.job, run.cluster), []).append(i)
+        members.setdefault((run.source, run.job, run.cluster), []).append(i)
     return [
         RunGroup(
+            source=source,
             job=job,
             cluster=cluster,
             configs=ConfigTable.from_strategies([runs[i].strategy for i in rows]),
             index=np.array(rows, dtype=np.intp),
         )
-        for (job, cluster), rows in members.items()
+        for (source, job, cluster), rows in members.items()
     ]

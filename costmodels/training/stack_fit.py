@@ -8,7 +8,7 @@ number format towards their mean over all stacks, so a stack with few runs borro
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -246,22 +246,22 @@ def _on_device(stack: Stack, pooled: Mapping[str, float], key: str) -> Stack:
 
 
 def stack_parts(
-    stacks: Mapping[str, Stack], pooled: Mapping[str, float], samples: StackSamples, row: int
+    stacks: Mapping[str, Stack], pooled: Mapping[str, float], samples: StackSamples, rows: Index
 ) -> StepParts:
-    """Return the parts of one run's step under its stack."""
-    stack = _on_device(stacks[str(samples.stack[row])], pooled, str(samples.key[row]))
-    return step_parts(samples.inputs.take(np.array([row])), stack)
+    """Return the parts of each run's step in `rows` under its stack, NaN where it has none."""
+    out = StepParts(**{f.name: np.full(len(rows), np.nan) for f in fields(StepParts)})
+    pairs = sorted(set(zip(samples.stack[rows].tolist(), samples.key[rows].tolist(), strict=True)))
+    for name, key in pairs:
+        if name in stacks:
+            chosen = (samples.stack[rows] == name) & (samples.key[rows] == key)
+            parts = step_parts(samples.inputs.take(rows[chosen]), _on_device(stacks[name], pooled, key))
+            for f in fields(StepParts):
+                getattr(out, f.name)[chosen] = getattr(parts, f.name)
+    return out
 
 
 def predict_stacks(
     stacks: Mapping[str, Stack], pooled: Mapping[str, float], samples: StackSamples, rows: Index
 ) -> Floats:
     """Return the step time of each run in `rows` under its fitted stack, NaN where it has none. [s]"""
-    out = np.full(len(rows), np.nan)
-    pairs = sorted(set(zip(samples.stack[rows].tolist(), samples.key[rows].tolist(), strict=True)))
-    for name, key in pairs:
-        if name in stacks:
-            chosen = (samples.stack[rows] == name) & (samples.key[rows] == key)
-            stack = _on_device(stacks[name], pooled, key)
-            out[chosen] = step_parts(samples.inputs.take(rows[chosen]), stack).total_s
-    return out
+    return stack_parts(stacks, pooled, samples, rows).total_s

@@ -4,9 +4,10 @@ from costmodels.cost_table import CostTable
 from costmodels.job import TrainingJob
 from costmodels.kernels.times import kernel_model
 from costmodels.power.draw import device_power, step_energy_j
-from costmodels.stacks import find_stack
+from costmodels.stacks import Stack, find_stack
 from costmodels.strategy import Strategy
 from costmodels.training.layer_costs import matmul_dtype
+from costmodels.training.spread import between, is_new_device, is_new_source
 from hardware.cluster import Cluster
 from hardware.device import Device, Price
 from hardware.errors import OutOfDomainError
@@ -106,6 +107,25 @@ def _energy_note(device: Device) -> str:
     return f"energy_j: devices only; draw by part of the step, of kernels {drawn}, of collectives assumed"
 
 
+def _interval_notes(stack: Stack, device: Device, number_format: str) -> list[str]:
+    """Return what the interval counts in beyond the spread within measured sources."""
+    added = between()
+    notes = []
+    if is_new_source(stack, ""):
+        spread = added.source if stack.sources else added.stack
+        ground = "other clusters than the measured ones" if stack.sources else "a stack that was not measured"
+        notes.append(
+            f"the interval counts in that this is {ground}: a further spread of {spread:.2f} in ln, and"
+            f" {added.host_frac:.2f} of the share of the step that waits for the host"
+        )
+    if is_new_device(stack, device, number_format):
+        notes.append(
+            f"it counts in that no run on {device.name} in {number_format} was measured: a further"
+            f" {added.device:.2f} in ln"
+        )
+    return notes
+
+
 def _stack_notes(job: TrainingJob, device: Device) -> list[str]:
     """Return what the stack's coefficients rest on, and where this request leaves that ground."""
     stack = find_stack(job.stack)
@@ -115,6 +135,7 @@ def _stack_notes(job: TrainingJob, device: Device) -> list[str]:
         notes.append(
             f"no run on {device.name} in {number_format} was fitted: its matmul times carry no correction"
         )
+    notes += _interval_notes(stack, device, number_format)
     if job.model.num_active_params < job.model.num_params:
         notes.append(
             "routed experts: their kernels change most between versions, so the interval is wider"
