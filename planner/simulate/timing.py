@@ -31,6 +31,8 @@ _LAST_KV = len(_KV_NODES) - 1
 _BLOCK_KV_NODES = (64, 512, 1024, 2048, 4096, 8192, 32768)
 _SEQ_NODES = (*range(1, 9), *(int(2 ** (i / 4)) for i in range(13, 60)))
 _BLOCK_SEQ_NODES = (1, 2, 4, *(int(2 ** (i / 2)) for i in range(6, 30)))
+_FINE_TOKENS, _FINE_UP_TO = 16, 2560
+_COARSE_TOKENS = 128
 
 
 @dataclass(slots=True)
@@ -105,9 +107,12 @@ class GridTimer:
     """Interpolates an `IterationTime` on grids that are evaluated when first needed.
 
     Pure decodes: one row per number of sequences over their mean cached tokens, linear between nodes a factor
-    1.25 or less apart; rows between the nodes of sequences are linear mixtures of their neighbours. A mixed
-    iteration mixes the blocks around its number n of sequences and their mean cached tokens; a block of n'
-    sequences is read at n - n' more prompt tokens, so that the tokens of the dense layers stay exact.
+    1.25 or less apart; rows between the nodes of sequences are linear mixtures of their neighbours.
+
+    With prompts: the time of as many prompt tokens alone, plus what sequences and contexts change of it. The
+    first is a staircase, since matmuls pad tokens to tiles, and is sampled every 16 tokens (128 from 2,560
+    up); the second is smooth and mixed from the blocks around the number n of sequences and their mean cached
+    tokens. A block of n' sequences is read at n - n' more prompt tokens: the tokens of all stay exact.
 
     Parameters
     ----------
@@ -124,7 +129,9 @@ class GridTimer:
         self._node_rows: dict[int, Floats] = {}
         self._rows: dict[int, list[float]] = {}
         self._blocks: dict[tuple[int, int], list[list[float]]] = {}
-        self._prefill_nodes = _prefill_nodes(min(max(max_prefill_tokens, 64), 16384) + 1024)
+        up_to = min(max(max_prefill_tokens, 64), 16384) + 1024
+        self._prefill_nodes = _prefill_nodes(up_to)
+        self._alone_s = _TokenCurve(iteration_s, self._prefill_nodes[-1])
 
     def decode_s(self, num_seqs: int, kv_tokens: float, longest_kv: float = 0.0) -> float:
         """Return the time of a pure decode iteration."""
@@ -147,18 +154,19 @@ class GridTimer:
         num_seqs = load.num_seqs
         tokens = load.prefill_tokens
         context = load.prefill_pairs / tokens - 0.5 * (tokens + 1)
+        alone_s = self._alone_s(tokens + num_seqs)
         if num_seqs == 0:
             block = self._blocks.get((0, 0)) or self._block(0, 0)
-            return self._inside(block, float(tokens), context)
+            return alone_s + self._inside(block, float(tokens), context)
         kv_mean = load.kv_tokens / num_seqs
-        base_s = self._mixed_s(tokens, context, num_seqs, kv_mean)
+        base_s = alone_s + self._mixed_s(tokens, context, num_seqs, kv_mean)
         if self._skew is None or load.longest_kv <= kv_mean:
             return base_s
         frac = self._skew.mixed_frac(num_seqs)
         return base_s + frac * (self._even_s(num_seqs, load.longest_kv) - self._even_s(num_seqs, kv_mean))
 
     def _mixed_s(self, tokens: int, context: float, num_seqs: int, kv_mean: float) -> float:
-        """Return the time beside sequences of one length, from the four blocks around them."""
+        """Return what sequences of one length and the context add, from the four blocks around them."""
         i = bisect_right(_BLOCK_SEQ_NODES, num_seqs) - 1
         j = max(bisect_right(_BLOCK_KV_NODES, kv_mean, 0, len(_BLOCK_KV_NODES) - 1) - 1, 0)
         low, high = _BLOCK_SEQ_NODES[i], _BLOCK_SEQ_NODES[i + 1]
@@ -187,8 +195,7 @@ class GridTimer:
 
     def prompt_bound_s(self, prompt_tokens: float) -> float:
         """Return the prompt's tokens at the best time per token of any iteration without context."""
-        block = self._blocks.get((0, 0)) or self._block(0, 0)
-        return prompt_tokens * min(row[0] / n for row, n in zip(block, self._prefill_nodes, strict=True))
+        return prompt_tokens * self._alone_s.least_per_token_s()
 
     def _inside(self, block: list[list[float]], tokens: float, context: float) -> float:
         """Return the bilinear value; a negative context (several short prompts) extends the first cell."""
@@ -223,21 +230,52 @@ class GridTimer:
         self._node_rows.update(zip(nodes, times, strict=True))
 
     def _block(self, num_seqs: int, kv_mean: int) -> list[list[float]]:
-        tokens, context = np.meshgrid(
-            np.array(self._prefill_nodes, dtype=np.float64),
-            np.array(_CONTEXT_NODES, dtype=np.float64),
-            indexing="ij",
-        )
-        flat = tokens.ravel()
-        times = self._iteration_s(
-            flat,
-            context.ravel(),
-            np.full_like(flat, num_seqs),
-            np.full_like(flat, num_seqs * kv_mean),
-        )
-        block: list[list[float]] = times.reshape(tokens.shape).tolist()
-        self._blocks[num_seqs, kv_mean] = block
-        return block
+        """Return what the sequences and each context add to as many tokens alone, from one question."""
+        nodes = np.array(self._prefill_nodes, dtype=np.float64)
+        tokens, context = np.meshgrid(nodes, np.array(_CONTEXT_NODES, dtype=np.float64), indexing="ij")
+        both = tokens.size
+        work = np.zeros((4, both + len(nodes)))
+        work[:2, :both] = tokens.ravel(), context.ravel()
+        work[2:, :both] = [[num_seqs], [num_seqs * kv_mean]]
+        work[0, both:] = nodes + num_seqs
+        times = self._iteration_s(*work)
+        added: list[list[float]] = (times[:both].reshape(tokens.shape) - times[both:, None]).tolist()
+        self._blocks[num_seqs, kv_mean] = added
+        return added
+
+
+class _TokenCurve:
+    """Time of an iteration of one prompt without context, by its tokens; sampled when first needed."""
+
+    def __init__(self, iteration_s: IterationTime, up_to: int) -> None:
+        self._iteration_s = iteration_s
+        fine = [1, *range(_FINE_TOKENS, min(up_to, _FINE_UP_TO) + 1, _FINE_TOKENS)]
+        coarse = range(_FINE_UP_TO + _COARSE_TOKENS, up_to + _COARSE_TOKENS, _COARSE_TOKENS)
+        self._nodes: list[int] = [*fine, *coarse]
+        self._last = len(self._nodes) - 2
+        self._times_s: list[float] = []
+
+    def __call__(self, tokens: int) -> float:
+        """Return the time, linear between nodes and beyond the last."""
+        times = self._times_s or self._sample()
+        i = tokens // _FINE_TOKENS
+        if tokens >= _FINE_UP_TO:
+            i = _FINE_UP_TO // _FINE_TOKENS + (tokens - _FINE_UP_TO) // _COARSE_TOKENS
+        i = min(i, self._last)
+        low, low_s = self._nodes[i], times[i]
+        return low_s + (times[i + 1] - low_s) * (tokens - low) / (self._nodes[i + 1] - low)
+
+    def least_per_token_s(self) -> float:
+        """Return the least time per token of any number of tokens."""
+        times = self._times_s or self._sample()
+        return min(time_s / n for time_s, n in zip(times, self._nodes, strict=True))
+
+    def _sample(self) -> list[float]:
+        tokens = np.array(self._nodes, dtype=np.float64)
+        zeros = np.zeros_like(tokens)
+        times: list[float] = self._iteration_s(tokens, zeros, zeros, zeros).tolist()
+        self._times_s = times
+        return times
 
 
 def _prefill_nodes(up_to: int) -> list[int]:

@@ -36,6 +36,24 @@ def test_grid_is_close_to_the_function_it_samples() -> None:
         assert timer.step_s(load) == pytest.approx(exact, rel=0.03)
 
 
+def test_a_staircase_of_tiles_is_followed_whatever_decodes_beside() -> None:
+    def seconds(prompt, context, num_seqs, kv_tokens):
+        return 1e-3 * np.ceil((prompt + num_seqs) / 128) + 1e-9 * (prompt * context + kv_tokens)
+
+    timer = GridTimer(seconds)
+    for tokens in (70, 100, 700, 900, 1500, 1900):
+        for num_seqs in (0, 1, 8, 45, 100):
+            load = Load(
+                prefill_tokens=tokens,
+                prefill_pairs=tokens * (300 + 0.5 * (tokens + 1)),
+                num_seqs=num_seqs,
+                kv_tokens=700.0 * num_seqs,
+            )
+            exact = seconds(*(np.array([x], dtype=float) for x in (tokens, 300, num_seqs, 700 * num_seqs)))
+            if (tokens + num_seqs) % 128 > 16:
+                assert timer.step_s(load) == pytest.approx(float(exact[0]), rel=1e-3), (tokens, num_seqs)
+
+
 def test_unequal_lengths_lie_between_mean_and_longest() -> None:
     skew = Skew(num_sms=100, num_heads=32, num_kv_heads=8)
     timer = GridTimer(smooth, skew=skew)
