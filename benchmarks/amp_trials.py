@@ -3,16 +3,21 @@
 Run ``python -m benchmarks.amp_trials`` beside a checkout of the shared measurements. AMP's own cost model
 ranks the trials that ran with Spearman 0.935 / 0.394 / 0.853; its first choice is 10 / 15 / 0 % off the best.
 
-A stage takes, per micro-batch of b sequences at tensor degree t, with w its profiled forward time at degree 1
-and c what its profile at degree t has beyond w / t (the collectives),
+A layer whose forward takes w at degree 1 and w_t at degree t in the profile (micro-batch 1) takes, for b
+sequences, forward and backward,
 
-    3 g w / t (o + (1 - o) b) + 2 g c (p + (1 - p) b) + k,
+    g max(3 f, 3 d b / t + 2 (w_t - d / t) (p + (1 - p) b)),
 
-plus its hops: b activations from every replica of the host through the host's one NIC, and at t > 1 a fixed
-time q, because DeepSpeed then cuts what it sends into parts and gathers them again behind the hop. Gradient
-rings of the t tensor ranks of a host share its NIC too; a ring inside a host takes its own links. Seven
-coefficients are fitted per cluster, and every shape (tensor degree, stages) is predicted from coefficients
-fitted without it.
+with f what the host needs to launch a transformer block (the quickest block on any device; 0 for other
+layers) and d its time on the device: w where that is clearly more than f, u w where the device waits for its
+host. The second part are the collectives. A stage adds k per micro-batch and its hops: b activations from
+every replica of the host through the host's one NIC, and at t > 1 a fixed time q, because DeepSpeed then cuts
+what it sends into parts and gathers them again behind the hop. After the last micro-batch come, with the
+launch script's fp16 and fp32_allreduce, the ring of fp32 gradients and the reduction of the tied embedding's
+fp16 gradients between first and last stage (tensor ranks and replicas of a host share its NIC; a ring inside
+a host takes its own links), then the optimizer, whose passes over memory are counted. Seven coefficients (g,
+u, p, k, q, one each for hops and rings) are fitted per cluster, and every shape (tensor degree, stages) is
+predicted from coefficients fitted without it.
 
 A trial counts as runnable if every stage holds a transformer block (what `plan train` demands of a stage) and
 its fullest stage fits by the planner's rule: usable memory, runtime, allocator slack and a 99 % margin. Its
@@ -46,6 +51,12 @@ NETWORK = {"G4": 6.25e9, "P3": 1.25e9}
 IN_HOST = {"G4": 7.9e9, "P3": 50e9}
 """PCIe 3.0 x8 of a T4, two NVLinks of a V100 (rated)."""
 DEVICE = {"G4": "t4", "P3": "v100-16gb"}
+HOST_BOUND = 1.2
+"""A block that takes less than this many launch times keeps its device waiting."""
+STEP_BYTES, CAST_BYTES = 56.0, 28.0
+"""Read and written per parameter by fp16 Adam with fp32 masters (overflow check 2, copy 6, norm 4, clip 8,
+Adam 28, new weights 6, zeroing 2) and by reducing fp16 gradients in fp32 (flatten 4, widen 6, scale 8, narrow
+6, unflatten 4)."""
 SAFE_DEVIATIONS = 2.326
 FIRST_BLOCKS, LAST_BLOCKS = range(3, 15), range(41, 53)
 """TransGAN's layers that are transformer blocks, at the first and at the last resolution."""
@@ -127,34 +138,65 @@ def ring_s(trial, stage):
     return 2 * (trial.dp - 1) / trial.dp * 4 * stage_params(trial, stage) / trial.tp / rate
 
 
+def tied_s(trial, stage):
+    """Return the reduction of the tied embedding between the ends; replicas of a host share its NIC."""
+    ends = (0, trial.pp - 1)
+    if trial.experiment == "het_model" or trial.pp == 1 or stage not in ends:
+        return 0.0
+    kinds = [kind for end in ends for kind in stage_hosts(trial, end)]
+    return 2 * VOCAB * HIDDEN * min(trial.dp, 4 // trial.tp) / network(kinds)
+
+
+def update_s(trial, stage):
+    """Return the time of a stage's optimizer step: passes over memory at the rated rate."""
+    per_param = STEP_BYTES + (CAST_BYTES if trial.dp > 1 else 0.0)
+    rate = min(find_device(DEVICE[kind]).memory_bytes_per_s for kind in stage_hosts(trial, stage))
+    return per_param * stage_params(trial, stage) / trial.tp / rate
+
+
 def stage_params(trial, stage):
     """Return the parameters of a stage's blocks and ends."""
     low, high = trial.cuts[stage : stage + 2]
     if trial.experiment == "het_model":
         return 12 * HIDDEN**2 * sum(layer in FIRST_BLOCKS for layer in range(low, high))
     blocks = max(0, min(high, 2 + BLOCKS) - max(low, 2))
-    return 12 * HIDDEN**2 * blocks + VOCAB * HIDDEN * ((low == 0) + (high == trial.cuts[-1]))
+    return 12 * HIDDEN**2 * blocks + VOCAB * HIDDEN * (low == 0 or high == trial.cuts[-1])
+
+
+def launch_floor_s(model, profiles):
+    """Return what the host needs to launch a block: the quickest block on any device."""
+    blocks = [*FIRST_BLOCKS, *LAST_BLOCKS] if model == "transgan" else range(2, 2 + BLOCKS)
+    kinds = [times for (name, tp), times in profiles.items() if tp == 1 and name.startswith(model)]
+    return min(float(times[list(blocks)].min()) for times in kinds)
+
+
+def layer_s(trial, kind, profiles, busy_share, comm_share):
+    """Return forward and backward seconds of every layer, per micro-batch of the trial."""
+    model = "transgan" if trial.experiment == "het_model" else "gpt2"
+    alone, split = profiles[f"{model}_{kind}", 1], profiles[f"{model}_{kind}", trial.tp]
+    floor = launch_floor_s(model, profiles)
+    launched = np.where(alone >= floor, floor, 0.0)
+    device = np.where((launched > 0) & (alone < HOST_BOUND * floor), busy_share * alone, alone) / trial.tp
+    comm = np.maximum(split - device, 0.0) * (trial.tp > 1)
+    moved = comm * (comm_share + (1 - comm_share) * trial.micro_batch)
+    return np.maximum(3 * launched, 3 * device * trial.micro_batch + 2 * moved)
 
 
 def step_s(trial, coefficients, profiles):
     """Return the predicted step time."""
-    scale, fixed_share, comm_share, overhead, hop, ring, parts = np.exp(coefficients)
-    fixed_share, comm_share = min(fixed_share, 0.99), min(comm_share, 0.99)
-    b, t = trial.micro_batch, trial.tp
-    model = "transgan" if trial.experiment == "het_model" else "gpt2"
+    scale, busy_share, comm_share, overhead, hop, ring, parts = np.exp(coefficients)
     slots = []
     for i, (low, high) in enumerate(pairwise(trial.cuts)):
         slowest = 0.0
         for kind in set(stage_hosts(trial, i)):
-            alone = profiles[f"{model}_{kind}", 1][low:high].sum()
-            comm = max(profiles[f"{model}_{kind}", t][low:high].sum() - alone / t, 0.0)
-            compute = 3 * scale * alone / t * (fixed_share + (1 - fixed_share) * b)
-            slowest = max(slowest, compute + 2 * scale * comm * (comm_share + (1 - comm_share) * b))
+            times = layer_s(trial, kind, profiles, min(busy_share, 1.0), min(comm_share, 0.99))
+            slowest = max(slowest, scale * times[low:high].sum())
         slots.append(slowest + overhead)
     hops = [hop_s(trial, i, hop, parts) for i in range(trial.pp - 1)]
     busy = np.array(slots) + np.array([*hops, 0.0]) + np.array([0.0, *hops])
     flush = (trial.num_micro_batches - 1) * busy.max() + busy.sum()
-    return flush + ring * max(ring_s(trial, i) for i in range(trial.pp))
+    flush += max(update_s(trial, i) for i in range(trial.pp))
+    return flush + ring * max(ring_s(trial, i) + tied_s(trial, i) for i in range(trial.pp))
 
 
 def fit(trials, profiles):
