@@ -84,7 +84,8 @@ def ring(op: Collective, group: Group) -> Terms:
     for i, part in enumerate(parts):
         active, axes = group.factors[i] > 1, group.torus_axes(i)
         steps = axes * group.factors[i] ** (1 / axes) / 2 if axes else hops[i]
-        alpha = alpha + np.where(active, passes * steps * part.step_s, 0.0)
+        step_s = part.step_s + (group.away_step_s if group.network(i) else 0.0)
+        alpha = alpha + np.where(active, passes * steps * step_s, 0.0)
         extra = extra + np.where(active, passes * steps * part.bulk_step_s, 0.0)
         if axes:
             torus_rate = torus_rate + np.where(active, part.busbw, 0.0)
@@ -230,6 +231,8 @@ def staged(op: Collective, group: Group, *, recursive: bool) -> Terms:
             sigma = np.maximum(sigma, np.where(active, part.log_sigma, 0.0))
     half = np.maximum(moment / np.maximum(extra, 1e-18), 1.0)
     usable = (group.degree >= _RECURSIVE_MIN_DEGREE) & (~_single(group) | recursive)
+    if op is not Collective.ALL_REDUCE and group.rings_only:
+        usable = usable & ~_network_active(group)
     return Terms(alpha, extra, half, slope, sigma, usable)
 
 

@@ -90,6 +90,10 @@ class NetworkTraits:
     log_sigma: float
     partial_efficiency: float | None = None
     """`efficiency` of groups that fill a mesh of packages only in part: the library finds fewer rings."""
+    away_step_s: float = 0.0
+    """Added by the library of devices that these links join to each step of a ring between their machines."""
+    rings_only: bool = False
+    """That library gathers and scatters between machines in rings, whatever their number."""
     contention_growth: float = 0.0
     """Network time added, as a share of itself, when a group spans `contention_span` devices."""
     contention_span: float = 1.0

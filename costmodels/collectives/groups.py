@@ -100,6 +100,16 @@ class Group:
                 slowdown[i] = 1 + np.where(factors[i] > 1, grown, 0.0)
         return Group(levels, technologies, degree.astype(np.float64), factors, inner, slowdown)
 
+    @property
+    def away_step_s(self) -> float:
+        """What the devices' library adds to each step of a ring between machines."""
+        return max(tech.traits.away_step_s for tech in self.technologies)
+
+    @property
+    def rings_only(self) -> bool:
+        """Whether that library has nothing but rings to gather and scatter between machines."""
+        return any(tech.traits.rings_only for tech in self.technologies)
+
     def network(self, i: int) -> bool:
         """Return whether level `i` is a routed network rather than the inside of a machine."""
         return self.levels[i].kind in _NETWORK
