@@ -174,6 +174,16 @@ _SHAPES = {
 """Layers, and bytes per token in the caches of unwindowed layers (config.json of each model, 16 bits)."""
 
 
+_PROMPT_TOKENS = {
+    "lm-arena-chat": 100.0,
+    "gpqa": 250.0,
+    "sourcegraph-fim": 1500.0,
+    "image-chat": 1500.0,
+    "video-chat": 5000.0,
+}
+"""Tokens of a prompt by task (assumed: a question, an exam question, a source file, a picture, a clip)."""
+
+
 def _shape(model_id):
     name = model_id.split("/")[-1]
     found = [shape for prefix, shape in _SHAPES.items() if name.startswith(prefix)]
@@ -205,6 +215,7 @@ def serving_samples(path):
         cache_bytes_per_token=shape[:, 1],
         batch=column("avg_batch_size"),
         num_devices=column("num_gpus"),
+        prompt_tokens=np.array([_PROMPT_TOKENS[r["task"]] for r in rows]),
         output_tokens=column("avg_output_len"),
         moe=flag("architecture", "MoE"),
         recurrent=flag("architecture", "Mamba"),

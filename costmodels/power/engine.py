@@ -46,6 +46,7 @@ def engine_draw(
     num_devices: int,
     weight_bytes: float,
     batch: float,
+    prompt_tokens: float,
     output_tokens: float,
 ) -> EngineDraw:
     """Return what a device draws in an engine that serves `batch` requests at a time on `num_devices`.
@@ -55,7 +56,7 @@ def engine_draw(
     role : prefill, decode or both. Engines were measured doing both, mostly decoding; a device that only
         reads prompts draws what large matrix products do.
     weight_bytes : stored bytes per parameter.
-    output_tokens : mean tokens of an answer.
+    prompt_tokens, output_tokens : mean tokens of a prompt and of an answer.
 
     Raises
     ------
@@ -72,7 +73,7 @@ def engine_draw(
             source="kernels of " + (power.device if power.measured else "the measured devices, their mean"),
         )
     fitted, measured = serving_power(), device.name in MEASURED_DEVICES
-    runs = _run(model, device, power, num_devices, weight_bytes, batch, output_tokens)
+    runs = _run(model, device, power, num_devices, weight_bytes, batch, prompt_tokens, output_tokens)
     watts = float(fitted.watts_per_device(runs)[0])
     return EngineDraw(
         watts=min(max(watts, power.blocked_w), power.rated_w),
@@ -90,6 +91,7 @@ def _run(
     num_devices: int,
     weight_bytes: float,
     batch: float,
+    prompt_tokens: float,
     output_tokens: float,
 ) -> ServingRuns:
     operators = [op for i in model.layers for op in model.blocks[i].operators]
@@ -106,6 +108,7 @@ def _run(
         "cache_bytes_per_token": max(cache, 1.0),
         "batch": max(batch, 1.0),
         "num_devices": num_devices,
+        "prompt_tokens": max(prompt_tokens, 1.0),
         "output_tokens": output_tokens,
         "moe": any(isinstance(op, Experts) for op in operators),
         "recurrent": any(isinstance(op, StateSpace) for op in operators),

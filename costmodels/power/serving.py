@@ -2,30 +2,27 @@
 
 The physics is one decode step: weights that a batch touches and its cache over memory bandwidth, arithmetic
 over the peak. Draw over rated power and the ratio of the measured token rate to that of the physics are each
-the mean of boosted trees and a smooth function of the same few features; joules per token are draw over rate.
+a smooth function of a few features; joules per token are draw over rate.
 Measured were H100 and B200 under one engine; any other device takes the answer for an H100 with its own rated
 speeds and power, with the wider error that each of the two shows when the other answers for it.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from costmodels.power.data import read_power_coefficients
 from costmodels.power.smooth import SmoothFunction, fit_smooth
-from costmodels.power.trees import FreeTrees, fit_free_trees
 
 __all__ = [
     "MEASURED_DEVICES",
-    "ServingFit",
     "ServingPower",
     "ServingRuns",
+    "draw_features",
     "fit_serving_power",
-    "serving_features",
+    "rate_features",
     "serving_power",
     "serving_step_s",
 ]
@@ -54,6 +51,8 @@ class ServingRuns:
     batch: Floats
     """Sequences in flight, all devices."""
     num_devices: Floats
+    prompt_tokens: Floats
+    """Mean per request."""
     output_tokens: Floats
     """Mean per request."""
     moe: Floats
@@ -97,44 +96,33 @@ def _rate(runs: ServingRuns) -> Floats:
     return rate
 
 
-def serving_features(runs: ServingRuns) -> Floats:
-    """Return the features of each run. shape (rows, features)"""
+def _features(runs: ServingRuns, last: Floats) -> Floats:
     weights_s, compute_s, cache_s = serving_step_s(runs)
     each = runs.batch / runs.num_devices
     logs = [each, weights_s, compute_s, cache_s, runs.num_layers, runs.num_devices, runs.output_tokens]
-    logs += [runs.output_tokens * each, runs.active_params / runs.total_params]
+    logs += [runs.output_tokens * each, last]
     plain = [runs.moe, runs.weight_bytes, runs.recurrent, runs.image, runs.video, runs.device]
     return np.stack([*(np.log(c) for c in logs), *plain], axis=1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ServingFit:
-    """One fitted figure: the mean of trees and of a smooth function."""
+def draw_features(runs: ServingRuns) -> Floats:
+    """Return what the draw of each run depends on, prompts among it. shape (rows, features)"""
+    return _features(runs, runs.prompt_tokens)
 
-    trees: FreeTrees
-    smooth: SmoothFunction
 
-    def predict(self, features: Floats) -> Floats:
-        """Return the logarithm of the figure for every row."""
-        both: Floats = 0.5 * (self.trees.predict(features) + self.smooth.predict(features))
-        return both
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fit as JSON values."""
-        return {"trees": self.trees.to_json(), "smooth": self.smooth.to_json()}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "ServingFit":
-        """Return a fit written by `to_json`."""
-        return cls(trees=FreeTrees.from_json(data["trees"]), smooth=SmoothFunction.from_json(data["smooth"]))
+def rate_features(runs: ServingRuns) -> Floats:
+    """Return what the token rate of each run depends on, over that of the physics. shape (rows, features)"""
+    return _features(runs, runs.active_params / runs.total_params)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ServingPower:
     """Fitted draw and throughput."""
 
-    draw: ServingFit
-    rate: ServingFit
+    draw: SmoothFunction
+    """Of `draw_features`: logarithm of the draw over rated power."""
+    rate: SmoothFunction
+    """Of `rate_features`: logarithm of the token rate over that of the physics."""
     log_sigma: float = 0.0
     """Spread of ln(measured / predicted draw), whole models held out."""
     other_log_sigma: float = 0.0
@@ -142,12 +130,12 @@ class ServingPower:
 
     def watts_per_device(self, runs: ServingRuns) -> Floats:
         """Return the mean draw of one device. [W]"""
-        watts: Floats = runs.rated_w * np.exp(np.minimum(self.draw.predict(serving_features(runs)), 0.0))
+        watts: Floats = runs.rated_w * np.exp(np.minimum(self.draw.predict(draw_features(runs)), 0.0))
         return watts
 
     def tokens_per_s(self, runs: ServingRuns) -> Floats:
         """Return output tokens per second of all devices."""
-        rate: Floats = _rate(runs) * np.exp(self.rate.predict(serving_features(runs)))
+        rate: Floats = _rate(runs) * np.exp(self.rate.predict(rate_features(runs)))
         return rate
 
     def joules_per_token(self, runs: ServingRuns) -> Floats:
@@ -161,8 +149,8 @@ def serving_power() -> ServingPower:
     """Return the draw and the throughput fitted from published runs."""
     data = read_power_coefficients("serving")
     return ServingPower(
-        draw=ServingFit.from_json(data["draw"]),
-        rate=ServingFit.from_json(data["rate"]),
+        draw=SmoothFunction.from_json(data["draw"]),
+        rate=SmoothFunction.from_json(data["rate"]),
         log_sigma=float(data["log_sigma"]),
         other_log_sigma=float(data["other_log_sigma"]),
     )
@@ -172,23 +160,7 @@ def fit_serving_power(
     runs: ServingRuns, *, watts_per_device: Floats, tokens_per_s: Floats, seed: int = 0
 ) -> ServingPower:
     """Return draw and throughput fitted to measured runs."""
-    features = serving_features(runs)
-
-    def fitted(target: Floats) -> ServingFit:
-        trees = fit_free_trees(
-            features,
-            target,
-            num_trees=400,
-            num_leaves=12,
-            learning_rate=0.05,
-            min_rows_per_leaf=8,
-            features_frac=0.2,
-            l2=5.0,
-            seed=seed,
-        )
-        return ServingFit(trees=trees, smooth=fit_smooth(features, target, seed=seed))
-
     return ServingPower(
-        draw=fitted(np.log(watts_per_device / runs.rated_w)),
-        rate=fitted(np.log(tokens_per_s / _rate(runs))),
+        draw=fit_smooth(draw_features(runs), np.log(watts_per_device / runs.rated_w), seed=seed),
+        rate=fit_smooth(rate_features(runs), np.log(tokens_per_s / _rate(runs)), seed=seed),
     )

@@ -146,12 +146,19 @@ def estimate_serving(
         max_requests=held,
         cost_usd_per_hour=cost,
         cost_usd_per_million_output_tokens=cost / (output * 3600.0) * 1e6,
-        watts=_watts(model, config, offer, float(batch * config.dp), float(output_tokens)),
+        watts=_watts(
+            model, config, offer, float(batch * config.dp), float(prompt_tokens), float(output_tokens)
+        ),
     )
 
 
 def _watts(
-    model: ModelGraph, config: ServingConfig, offer: DeviceOffer, batch: float, output_tokens: float
+    model: ModelGraph,
+    config: ServingConfig,
+    offer: DeviceOffer,
+    batch: float,
+    prompt_tokens: float,
+    output_tokens: float,
 ) -> float | None:
     """Return the mean draw of the instance; None where the rated power of its devices is not known."""
     if offer.device.tdp_w is None:
@@ -163,6 +170,7 @@ def _watts(
         num_devices=config.num_devices,
         weight_bytes=config.experts.bytes_per_weight,
         batch=batch,
+        prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
     )
     return draw.watts * config.num_devices

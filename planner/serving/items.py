@@ -237,6 +237,7 @@ def item_draw(item: Item, model: ModelGraph, buckets: Buckets) -> EngineDraw | N
         num_devices=item.config.num_devices,
         weight_bytes=item.config.experts.bytes_per_weight,
         batch=float(flight.max(initial=1.0)),
+        prompt_tokens=float(np.average(buckets.prompt_tokens, weights=buckets.rate_per_s)),
         output_tokens=float(np.average(buckets.output_tokens, weights=buckets.rate_per_s)),
     )
     return draw if item.cap is None else replace(draw, watts=min(draw.watts, item.cap.cap_w))

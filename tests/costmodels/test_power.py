@@ -46,7 +46,7 @@ def _runs(num: int) -> ServingRuns:
     return ServingRuns(
         active_params=params, total_params=params, weight_bytes=2 * ones,
         batch=rng.choice([8.0, 64.0, 512.0], num),
-        num_devices=rng.choice([1.0, 2.0, 4.0], num), output_tokens=500 * ones,
+        num_devices=rng.choice([1.0, 2.0, 4.0], num), prompt_tokens=200 * ones, output_tokens=500 * ones,
         num_layers=32 * ones, cache_bytes_per_token=131_072 * ones, moe=0 * ones, recurrent=0 * ones,
         image=0 * ones, video=0 * ones, device=0 * ones, flops_per_s=989e12 * ones,
         memory_bytes_per_s=3.35e12 * ones, rated_w=700 * ones,

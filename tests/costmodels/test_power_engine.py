@@ -18,6 +18,7 @@ def _draw(device: str, role: str = "both", batch: float = 64.0, model: str = "ll
         num_devices=4,
         weight_bytes=2.0,
         batch=batch,
+        prompt_tokens=200.0,
         output_tokens=500.0,
     )
 
