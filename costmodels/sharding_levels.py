@@ -10,7 +10,10 @@ over O / W. ZeRO-3 is W = G = O = all replicas; MiCS one smaller group for all t
 gradients in a node and optimizer over the world is arXiv 2501.04266.
 
 Collectives hide under the layer that computes meanwhile, as in `costmodels.training.step_time`. Quantised
-weights and gradients (8 and 4 bits, qwZ and qgZ) move fewer bytes and change the numbers that are computed.
+weights and gradients (8 and 4 bits, qwZ and qgZ) move fewer bytes, change the numbers that are computed, and
+take passes over the device's memory: per parameter 2 bytes are read and 1 written of the own shard of
+weights, 1 read and 2 written of all of them behind the gather, 2 read and 1/2 written of gradients, and 1/2
+read and 2 / G written where they are summed.
 """
 
 from collections.abc import Sequence
@@ -23,6 +26,7 @@ import numpy.typing as npt
 from costmodels.collectives.times import Collective, collective_s
 from costmodels.cost_table import CostTable
 from costmodels.job import TrainingJob
+from costmodels.kernels.times import kernel_model
 from costmodels.memory.feasibility import fits_probability
 from costmodels.memory.peak import memory_coefficients, peak_memory, usable_bytes
 from costmodels.parameters import rank_parameters
@@ -75,6 +79,8 @@ class _Columns:
     weight_bytes: Floats
     """On the wire, per parameter."""
     gradient_bytes: Floats
+    packed: npt.NDArray[np.bool_]
+    """Where weights and gradients are quantised on the way."""
 
 
 def _columns(levels: Sequence[ShardLevels]) -> _Columns:
@@ -86,7 +92,25 @@ def _columns(levels: Sequence[ShardLevels]) -> _Columns:
         optimizer_ranks=np.array([one.optimizer_ranks for one in levels]),
         weight_bytes=np.where(packed, _QUANTIZED_WEIGHT_BYTES, _WEIGHT_BYTES),
         gradient_bytes=np.where(packed, _QUANTIZED_GRADIENT_BYTES, _GRADIENT_BYTES),
+        packed=packed,
     )
+
+
+def _layer_passes(job: TrainingJob, configs: ConfigTable) -> Floats:
+    """Return how often a device runs a layer in one step."""
+    passes: Floats = job.model.num_layers * job.global_batch / (configs.dp * configs.micro_batch)
+    return passes
+
+
+def _packing_bytes(ends: _Columns) -> Floats:
+    """Return what quantising and its reverse read and write per parameter of a layer, both ways together."""
+    total = np.zeros(len(ends.packed))
+    for ranks in (ends.weight_ranks, ends.backward_ranks):
+        gathered = (_WEIGHT_BYTES + _QUANTIZED_WEIGHT_BYTES) * (1.0 + 1.0 / ranks)
+        total = total + np.where(ranks > 1, gathered, 0.0)
+    summed = _GRADIENT_BYTES * (1.0 + 1.0 / ends.gradient_ranks) + 2.0 * _QUANTIZED_GRADIENT_BYTES
+    both: Floats = total + np.where(ends.gradient_ranks > 1, summed, 0.0)
+    return both
 
 
 def level_costs(
@@ -116,11 +140,14 @@ def level_costs(
         gathered_bytes=np.where(ends.weight_ranks > 1, memory.gathered_bytes, 0.0),
     )
     visible = _visible_s(job, configs, base, counts.layer_dense, ends, cluster.levels, stack)
+    passes = _layer_passes(job, configs)
+    packing = passes * kernel_model(cluster.device).memory_s(counts.layer_dense * _packing_bytes(ends))
+    packing = np.where(ends.packed, packing * stack.vector, 0.0)
     step = _step_s(configs, whole, ends, cluster.levels) * stack.dp_comm
     usable = usable_bytes(cluster.device)
     return replace(
         base,
-        dp_comm_s=visible + step,
+        dp_comm_s=visible + packing + step,
         correction_s=np.zeros(len(configs)),
         memory=states,
         fits_probability=fits_probability(states.peak_bytes, usable, own.sigma),
@@ -146,7 +173,7 @@ def _visible_s(
     backward = each(Collective.ALL_GATHER, weight_bytes, ends.backward_ranks)
     gradient_bytes = layer_params * ends.gradient_bytes
     backward = backward + each(Collective.REDUCE_SCATTER, gradient_bytes, ends.gradient_ranks)
-    passes = job.model.num_layers * job.global_batch / (configs.dp * configs.micro_batch)
+    passes = _layer_passes(job, configs)
     forward_s = (base.forward_s + base.tp_comm_s / 2) / passes
     backward_s = (base.backward_s + base.recompute_s + base.tp_comm_s / 2) / passes
     left = stack.dp_exposed_frac

@@ -43,6 +43,37 @@ def test_three_levels_beat_the_world_and_packed_bytes_beat_both():
     assert packed < three < world
 
 
+def test_packing_is_paid_in_passes_over_memory():
+    """Inside one package packed and plain differ by the wire and by the passes, both by hand."""
+    from costmodels.kernels.times import kernel_model
+    from costmodels.stacks import find_stack
+
+    pair = ShardLevels(weight_ranks=2, backward_ranks=2, gradient_ranks=2, optimizer_ranks=2)
+    cluster, stack = find_cluster("frontier", 1), find_stack(JOB.stack)
+    table = ConfigTable.from_strategies([Strategy(dp=2, zero=3, recompute=Recompute.FULL, overlap_dp=False)])
+    job = replace(JOB, global_batch=2)
+    plain, packed = (level_costs(job, cluster, table, [x]) for x in (pair, replace(pair, quantized=True)))
+    layer = 12.7e9 / 40
+    moved = layer * (2 * 3.0 * 1.5 + 2.0 * 1.5 + 1.0)
+    passes = 40 * kernel_model(cluster.device).memory_s(moved) * stack.vector
+    two, one = np.array([2]), np.array([1])
+    saved = (
+        40
+        * stack.dp_comm
+        * sum(
+            times * collective_s(op, np.array([layer * size]), one, two, cluster.levels)[0]
+            for op, times, size in (
+                (Collective.ALL_GATHER, 2, 2.0),
+                (Collective.ALL_GATHER, -2, 1.0),
+                (Collective.REDUCE_SCATTER, 1, 2.0),
+                (Collective.REDUCE_SCATTER, -1, 0.5),
+            )
+        )
+    )
+    found = float(packed.dp_comm_s[0] - plain.dp_comm_s[0])
+    assert found == pytest.approx(float(passes) - saved, rel=0.05)
+
+
 def test_one_level_of_one_rank_moves_nothing_within_a_step():
     """Nothing sharded but the optimizer: one reduction and one gather per step, by hand."""
     levels = ShardLevels(weight_ranks=1, backward_ranks=1, gradient_ranks=1, optimizer_ranks=384)
