@@ -7,7 +7,7 @@ MB that gives GB/s, and the largest rate measured in B/s.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +66,15 @@ class LinkCurve:
     peak_bytes_per_s: float
     collective_frac: float = 1.0
     """Share of this rate that the links of a gradient ring attain."""
+
+    def slowed(self, factor: float) -> "LinkCurve":
+        """Return the link that takes `factor` times as long for every message."""
+        a, b, c = self.coefficients
+        return replace(
+            self,
+            coefficients=(a / factor, b / factor, c / factor),
+            peak_bytes_per_s=self.peak_bytes_per_s / factor,
+        )
 
     def bytes_per_s(self, message_bytes: float) -> float:
         """Return the rate of a message of that size; positive, at most the largest rate measured."""

@@ -7,6 +7,7 @@ from costmodels.layer_split import MOST_STAND_INS, chunk_layers
 from costmodels.strategy import Recompute, Strategy
 from hardware.cluster import Cluster
 from planner.plan import Check, Placement, TrainingPrediction
+from planner.training.plan_checks import parts_check, seats_check
 from planner.training.space_rules import ModelLimits, model_limits
 
 __all__ = ["shape_checks", "training_certificate"]
@@ -23,11 +24,7 @@ def training_certificate(
 ) -> tuple[Check, ...]:
     """Return every invariant of a training plan with its figures."""
     checks = [*shape_checks(strategy, job, cluster), *_sums(predicted, min_probability)]
-    seats = {(r.host, r.device) for r in placement.ranks}
-    numbers = [r.rank for r in placement.ranks]
-    complete = numbers == list(range(strategy.world)) and len(seats) == strategy.world
-    detail = f"{len(numbers)} ranks on {len(seats)} devices"
-    return (*checks, Check(name="every-rank-has-its-own-device", holds=complete, detail=detail))
+    return (*checks, seats_check(placement, strategy.world))
 
 
 def shape_checks(strategy: Strategy, job: TrainingJob, cluster: Cluster) -> list[Check]:
@@ -101,14 +98,9 @@ def _batch_checks(s: Strategy, job: TrainingJob) -> list[Check]:
 
 
 def _sums(predicted: TrainingPrediction, min_probability: float) -> list[Check]:
-    time_s = sum(predicted.time_parts_s.values())
     memory_bytes = sum(predicted.memory_parts_bytes.values())
     return [
-        Check(
-            name="time-parts-sum-to-the-step",
-            holds=isclose(time_s, predicted.step_s, rel_tol=1e-9),
-            detail=f"{time_s:.6g} s of {predicted.step_s:.6g} s",
-        ),
+        parts_check(predicted),
         Check(
             name="memory-parts-sum-to-the-peak",
             holds=isclose(memory_bytes, predicted.peak_memory_bytes, rel_tol=1e-9),

@@ -29,7 +29,7 @@ from planner.training.ranks import default_placement
 from planner.training.remedy import no_strategy, nothing_fits
 from planner.training.search import search_space
 from planner.training.search_checks import search_checks
-from planner.training.sharding_plan import LevelPlan, best_level_plans, planned_sharding
+from planner.training.sharding_plan import LevelPlan, best_level_plans, level_checks, planned_sharding
 from planner.training.space import training_space
 
 __all__ = ["plan_training", "training_plan_of"]
@@ -105,8 +105,13 @@ def _plan_alike(request: TrainRequest, job: TrainingJob, cluster: Cluster) -> Pl
         )
         for row in range(len(found.best))
     )
-    checked = replace(plans[0], certificate=plans[0].certificate + search_checks(found.best, job, cluster))
-    plans = _with_levels((checked, *plans[1:]), by_levels, request=request, job=job, cluster=cluster)
+    checks = search_checks(
+        len(found.best),
+        cluster,
+        lambda at, rows: evaluate(job, at, found.best.take(rows), corrected=False).step_s,
+    )
+    plans = tuple(replace(plan, certificate=plan.certificate + checks) for plan in plans)
+    plans = _with_levels(plans, by_levels, request=request, job=job, cluster=cluster)
     return PlanFile(
         kind="train",
         request=plan_document(request),
@@ -146,12 +151,13 @@ def _with_levels(
     """Return the best of ordinary plans and of those sharded at several levels, when time is what counts."""
     if not by_levels or request.objective != "throughput" or request.power_budget_w:
         return plans
+    checks = level_checks(by_levels, job, cluster)
+    plain = [
+        training_plan_of(p.strategy, p.costs, 0, request=request, job=job, cluster=cluster) for p in by_levels
+    ]
     added = [
-        replace(
-            training_plan_of(p.strategy, p.costs, 0, request=request, job=job, cluster=cluster),
-            sharding=planned_sharding(p.levels),
-        )
-        for p in by_levels
+        replace(plan, certificate=plan.certificate + checks, sharding=planned_sharding(p.levels))
+        for plan, p in zip(plain, by_levels, strict=True)
     ]
     return tuple(sorted([*plans, *added], key=lambda plan: plan.predicted.step_s)[: request.top])
 

@@ -5,6 +5,7 @@ arXiv 2401.16265). It is planned where the request states `local_steps`, and the
 """
 
 import time
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -31,9 +32,17 @@ from planner.plan import (
 from planner.plan_io import plan_document
 from planner.request import TrainRequest, allowed_values
 from planner.training.memory_fit import memory_of
+from planner.training.plan_checks import (
+    bandwidth_check,
+    groups_check,
+    order_check,
+    parts_check,
+    seats_check,
+)
 from planner.training.provenance import training_provenance
 from planner.training.ranks import host_names, rank_coordinates
 from planner.training.search import search_space
+from planner.training.search_checks import halved_networks
 from planner.training.space import training_space
 
 __all__ = ["averaging_s", "best_alone", "group_name", "plan_local_updates"]
@@ -141,14 +150,7 @@ def _islands(
         speeds.append(1.0 / float(found[1].step_s[0]))
     islands, costs = [], []
     for i, batch in enumerate(_shares(job.global_batch, speeds)):
-        own = TrainingJob(
-            model=job.model,
-            seq_len=job.seq_len,
-            global_batch=batch,
-            precision=job.precision,
-            stack=job.stack,
-            optimizer=job.optimizer,
-        )
+        own = replace(job, global_batch=batch)
         found = best_alone(request, own, cluster.group_cluster(i))
         if found is None:
             raise _unfit(cluster, i)
@@ -244,31 +246,50 @@ def _certificate(
     worlds = [island.strategy.world for island in updates.islands]
     sizes = [group.num_devices for group in cluster.groups]
     batches = [island.global_batch for island in updates.islands]
-    seats = {(rank.host, rank.device) for rank in placement.ranks}
-    parts = sum(predicted.time_parts_s.values())
     return (
-        Check(name="degrees-fill-every-group", holds=worlds == sizes, detail=f"{worlds} of {sizes} devices"),
+        groups_check(worlds, sizes),
         Check(
             name="batches-sum-to-the-global-batch",
             holds=sum(batches) == job.global_batch,
             detail=f"{batches} of {job.global_batch} sequences",
         ),
-        Check(
-            name="every-rank-has-its-own-device",
-            holds=len(seats) == len(placement.ranks) == sum(sizes),
-            detail=f"{len(placement.ranks)} ranks on {len(seats)} devices",
-        ),
+        seats_check(placement, sum(sizes)),
         Check(
             name="staleness-is-stated",
             holds=updates.staleness_steps >= updates.local_steps,
             detail=f"{updates.staleness_steps} steps after rounds of {updates.local_steps}",
         ),
-        Check(
-            name="time-parts-sum-to-the-step",
-            holds=abs(parts - predicted.step_s) <= 1e-9 * predicted.step_s,
-            detail=f"{parts:.6g} of {predicted.step_s:.6g} s",
-        ),
+        parts_check(predicted),
+        *_cost_checks(job, cluster, updates),
     )
+
+
+def _cost_checks(job: TrainingJob, cluster: Cluster, updates: LocalUpdates) -> tuple[Check, Check]:
+    """Return what the cost is checked for: islands in another order, and networks at half their rate."""
+
+    def recosted_s(on: Cluster, order: range) -> float:
+        alone = [_alone_s(job, on.group_cluster(i), updates.islands[i]) for i in order]
+        return local_update_cost(
+            tuple(alone),
+            averaging_s(job, on),
+            local_steps=updates.local_steps,
+            overlapped=updates.overlapped,
+        ).step_s
+
+    groups = range(len(updates.islands))
+    step_s = recosted_s(cluster, groups)
+    backwards_s = recosted_s(cluster, groups[::-1])
+    return (
+        order_check(abs(backwards_s / step_s - 1.0), f"{len(groups)} groups"),
+        bandwidth_check(recosted_s(halved_networks(cluster), groups) / step_s),
+    )
+
+
+def _alone_s(job: TrainingJob, group: Cluster, island: PlannedIsland) -> float:
+    """Return an island's step without learned corrections. [s]"""
+    own = replace(job, global_batch=island.global_batch)
+    rows = ConfigTable.from_strategies([island.strategy])
+    return float(evaluate(own, group, rows, corrected=False).step_s[0])
 
 
 def _notes(

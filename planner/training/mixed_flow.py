@@ -1,6 +1,7 @@
 """The training flow on a cluster of unlike groups: pipelines across them, against every simpler way."""
 
 import time
+from dataclasses import replace
 from itertools import pairwise
 from math import ceil
 
@@ -28,9 +29,19 @@ from planner.plan import (
 from planner.plan_io import plan_document
 from planner.request import TrainRequest, group_speeds
 from planner.training.island_plan import averaging_s, best_alone, group_name
-from planner.training.mixed_plan import MixedPipeline, best_mixed_pipelines
+from planner.training.mixed_plan import MOST_ORDERED_GROUPS, MixedPipeline, best_mixed_pipelines
+from planner.training.plan_checks import (
+    bandwidth_check,
+    groups_check,
+    layers_check,
+    order_check,
+    parts_check,
+    seats_check,
+    stages_fit_check,
+)
 from planner.training.provenance import training_provenance
 from planner.training.ranks import host_names
+from planner.training.search_checks import halved_networks
 
 __all__ = ["plan_mixed_training"]
 
@@ -64,7 +75,9 @@ def plan_mixed_training(
             f"no pipeline over the groups of {cluster.name} fits in memory; add nodes or shorten sequences"
         )
         raise InfeasibleError(message, ("memory of every stage",))
-    mixed = [_plan(pipeline, job, cluster) for pipeline in pipelines]
+    checks = _search_checks(pipelines[0], job, cluster, attained)
+    made = [_plan(pipeline, job, cluster) for pipeline in pipelines]
+    mixed = [replace(plan, certificate=plan.certificate + checks) for plan in made]
     even = () if attained else flat  # a flat cluster is predicted with all groups equally fast
     plans = tuple(sorted([*mixed, *even], key=lambda plan: plan.predicted.step_s)[: request.top])
     return PlanFile(
@@ -180,39 +193,49 @@ def _certificate(
     ]
     sizes = [group.num_devices for group in cluster.groups]
     layers = [stage.num_layers for stage in pipeline.stages]
-    seats = {(rank.host, rank.device) for rank in placement.ranks}
-    over = [stage for stage in pipeline.stages if stage.peak_memory_bytes > stage.limit_bytes]
-    parts = sum(predicted.time_parts_s.values())
     order = [stage.group for stage in pipeline.stages]
     crossings = sum(a != b for a, b in pairwise(order))
     return (
-        Check(name="degrees-fill-every-group", holds=used == sizes, detail=f"{used} of {sizes} devices"),
-        Check(
-            name="layers-sum-to-the-model",
-            holds=sum(layers) == job.model.num_layers and min(layers) > 0,
-            detail=f"{layers} of {job.model.num_layers}",
-        ),
-        Check(
-            name="every-rank-has-its-own-device",
-            holds=len(seats) == len(placement.ranks) == sum(sizes),
-            detail=f"{len(placement.ranks)} ranks on {len(seats)} devices",
-        ),
+        groups_check(used, sizes),
+        layers_check(layers, job.model.num_layers),
+        seats_check(placement, sum(sizes)),
         Check(
             name="only-the-pipeline-crosses-groups",
             holds=crossings == len(set(order)) - 1,
             detail=f"{crossings} cuts between groups",
         ),
-        Check(
-            name="every-stage-fits",
-            holds=not over,
-            detail=f"{len(pipeline.stages) - len(over)} of {len(pipeline.stages)} stages within their device",
+        stages_fit_check(
+            [stage.peak_memory_bytes for stage in pipeline.stages],
+            [stage.limit_bytes for stage in pipeline.stages],
         ),
-        Check(
-            name="time-parts-sum-to-the-step",
-            holds=abs(parts - predicted.step_s) <= 1e-9 * predicted.step_s,
-            detail=f"{parts:.6g} of {predicted.step_s:.6g} s",
-        ),
+        parts_check(predicted),
     )
+
+
+def _search_checks(
+    best: MixedPipeline, job: TrainingJob, cluster: Cluster, attained: dict[int, float]
+) -> tuple[Check, ...]:
+    """Return what the search itself is checked for, over all shapes with the best one's micro-batch."""
+
+    def best_s(groups: Cluster, speeds: dict[int, float]) -> float:
+        found = best_mixed_pipelines(
+            job,
+            groups,
+            top=1,
+            attained=speeds,
+            micro_batches=(best.strategy.micro_batch,),
+            recomputes=(best.strategy.recompute,),
+        )
+        return found[0].step_s if found else np.inf
+
+    step_s = best_s(cluster, attained)
+    checks = [bandwidth_check(best_s(halved_networks(cluster), attained) / step_s)]
+    last = len(cluster.groups) - 1
+    if last < MOST_ORDERED_GROUPS:
+        backwards = replace(cluster, groups=cluster.groups[::-1])
+        again_s = best_s(backwards, {last - index: speed for index, speed in attained.items()})
+        checks.append(order_check(abs(again_s / step_s - 1.0), f"{last + 1} groups"))
+    return tuple(checks)
 
 
 def _diagnostics(

@@ -24,7 +24,7 @@ from hardware.cluster import Cluster
 from hardware.levels import Level, LinkKind
 from solvers.stage_split import StageSplitProblem, solve_stage_split
 
-__all__ = ["MixedPipeline", "MixedStage", "best_mixed_pipelines"]
+__all__ = ["MOST_ORDERED_GROUPS", "MixedPipeline", "MixedStage", "best_mixed_pipelines"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -35,7 +35,7 @@ _HEAD_LAYERS_PER_VOCAB = 1.0 / 12.0
 _MICRO_BATCHES = (1, 2, 4, 8)
 _SAME = 1e-6
 """Relative difference up to which two pipelines count as the same one in another order."""
-_MAX_ORDERED_GROUPS = 4
+MOST_ORDERED_GROUPS = 4
 """Up to this many groups every order along the pipeline is tried; more keep the cluster's order."""
 
 
@@ -186,7 +186,7 @@ def _shapes(
 
 def _orders(choice: tuple[tuple[int, int], ...]) -> Iterator[Layout]:
     entries = [(group, tp, stages) for group, (tp, stages) in enumerate(choice)]
-    if len(entries) > _MAX_ORDERED_GROUPS:
+    if len(entries) > MOST_ORDERED_GROUPS:
         yield tuple(entries)
         return
     yield from permutations(entries)

@@ -1,6 +1,7 @@
 """The training flow on measured layers: types, degrees, replicas and layers per stage, with a bound."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from costmodels.memory.peak import memory_coefficients, usable_bytes
 from costmodels.model_flops import training_flops
 from costmodels.strategy import Strategy
 from costmodels.training.evaluate import rated_peak_flops_per_s
-from costmodels.training.hetero import HeteroCost, HeteroPlan, hetero_cost
+from costmodels.training.hetero import HeteroCost, HeteroModel, HeteroPlan, hetero_cost
 from hardware.cluster import Cluster
 from hardware.errors import InfeasibleError, InputError
 from planner.plan import (
@@ -29,6 +30,14 @@ from planner.plan_io import plan_document
 from planner.request import TrainRequest
 from planner.training.hetero_search import best_hetero_plan, num_candidates
 from planner.training.island_plan import group_name
+from planner.training.plan_checks import (
+    bandwidth_check,
+    layers_check,
+    order_check,
+    parts_check,
+    seats_check,
+    stages_fit_check,
+)
 from planner.training.profiled_fleet import ProfiledFleet, read_profiled_fleet
 from planner.training.provenance import training_provenance
 from planner.training.ranks import host_names
@@ -199,16 +208,10 @@ def _certificate(
 ) -> tuple[Check, ...]:
     used, fleet, rounds = plan.num_devices, known.fleet, plan.num_micro_batches
     layers = [stage.num_layers for stage in plan.stages]
-    seats = {(rank.host, rank.device) for rank in placement.ranks}
-    over = [
-        i
-        for i, stage in enumerate(plan.stages)
-        if cost.stage_bytes[i] > min(fleet.limit_bytes[name] for name, _ in stage.replicas)
-    ]
+    limits = [min(fleet.limit_bytes[name] for name, _ in stage.replicas) for stage in plan.stages]
     hosts: dict[tuple[int, int], set[str]] = {}
     for rank in placement.ranks:
         hosts.setdefault((rank.coordinates["pp"], rank.coordinates["dp"]), set()).add(rank.host)
-    parts = sum(predicted.time_parts_s.values())
     total = len(known.model.layers.num_params)
     return (
         Check(
@@ -216,34 +219,34 @@ def _certificate(
             holds=all(count <= fleet.num_devices[name] for name, count in used.items()),
             detail=", ".join(f"{used.get(n, 0)} of {c} {n}" for n, c in fleet.num_devices.items()),
         ),
-        Check(
-            name="layers-sum-to-the-model",
-            holds=sum(layers) == total and min(layers) > 0,
-            detail=f"{layers} of {total}, embedding and head counted",
-        ),
+        layers_check(layers, total, ", embedding and head counted"),
         Check(
             name="micro-batches-fill-the-global-batch",
             holds=rounds * plan.micro_batch * plan.num_replicas == fleet.global_batch,
             detail=f"{rounds} x {plan.micro_batch} x {plan.num_replicas} = {fleet.global_batch}",
         ),
-        Check(
-            name="every-rank-has-its-own-device",
-            holds=len(seats) == len(placement.ranks) == sum(used.values()),
-            detail=f"{len(placement.ranks)} ranks on {len(seats)} devices",
-        ),
+        seats_check(placement, sum(used.values())),
         Check(
             name="tensor-groups-stay-in-a-host",
             holds=all(len(names) == 1 for names in hosts.values()),
             detail=f"{len(hosts)} tensor groups",
         ),
-        Check(
-            name="every-stage-fits",
-            holds=not over,
-            detail=f"{len(layers) - len(over)} of {len(layers)} stages within their device",
-        ),
-        Check(
-            name="time-parts-sum-to-the-step",
-            holds=abs(parts - predicted.step_s) <= 1e-9 * predicted.step_s,
-            detail=f"{parts:.6g} of {predicted.step_s:.6g} s",
-        ),
+        stages_fit_check(cost.stage_bytes, limits),
+        parts_check(predicted),
+        *_cost_checks(plan, cost, known.model),
+    )
+
+
+def _cost_checks(plan: HeteroPlan, cost: HeteroCost, model: HeteroModel) -> tuple[Check, Check]:
+    """Return what the cost is checked for: the last pipeline listed first, and links at half rate."""
+    turned = tuple(replace(s, replicas=(s.replicas[-1], *s.replicas[:-1])) for s in plan.stages)
+    again_s = hetero_cost(replace(plan, stages=turned), model).step_s
+    slower = replace(
+        model,
+        pair_links={ends: link.slowed(2.0) for ends, link in model.pair_links.items()},
+        host_links={ends: link.slowed(2.0) for ends, link in model.host_links.items()},
+    )
+    return (
+        order_check(abs(again_s / cost.step_s - 1.0), f"{plan.num_replicas} pipelines"),
+        bandwidth_check(hetero_cost(plan, slower).step_s / cost.step_s),
     )

@@ -1,44 +1,34 @@
 """What is checked of the costs behind a search: row order changes nothing, less bandwidth is not faster."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
-from costmodels.job import TrainingJob
-from costmodels.strategy import ConfigTable
-from costmodels.training.evaluate import evaluate
 from hardware.cluster import Cluster
 from hardware.fabric import Fabric
 from planner.plan import Check
+from planner.training.plan_checks import bandwidth_check, order_check
+
+Floats = npt.NDArray[np.float64]
+Index = npt.NDArray[np.intp]
 
 __all__ = ["halved_networks", "search_checks"]
 
-_ROUNDING_FRAC = 1e-9
+StepsOf = Callable[[Cluster, Index], Floats]
+"""Step times of the rows with these indices on a cluster. [s]"""
 
 
-def search_checks(configs: ConfigTable, job: TrainingJob, cluster: Cluster) -> tuple[Check, ...]:
-    """Return the checks of the rows that a search returned, costed again without learned corrections."""
-    steps = evaluate(job, cluster, configs, corrected=False).step_s
-    backwards = np.arange(len(configs))[::-1]
-    again = evaluate(job, cluster, configs.take(backwards), corrected=False).step_s[::-1]
-    moved = float(np.max(np.abs(again / steps - 1.0)))
-    checks = [
-        Check(
-            name="cost-independent-of-enumeration-order",
-            holds=moved <= _ROUNDING_FRAC,
-            detail=f"{len(configs)} rows in both orders differ by at most {moved:.1g}",
-        )
-    ]
+def search_checks(num_rows: int, cluster: Cluster, steps_s: StepsOf) -> tuple[Check, ...]:
+    """Return the checks of the rows that a search returned, costed again in another order and on less."""
+    rows = np.arange(num_rows)
+    steps = steps_s(cluster, rows)
+    again = steps_s(cluster, rows[::-1])[::-1]
+    checks = [order_check(float(np.max(np.abs(again / steps - 1.0))), f"{num_rows} rows")]
     if cluster.fabrics:
-        slower = evaluate(job, halved_networks(cluster), configs, corrected=False).step_s
-        least = float(np.min(slower / steps))
-        checks.append(
-            Check(
-                name="monotone-in-bandwidth",
-                holds=least >= 1.0 - _ROUNDING_FRAC,
-                detail=f"at half the network's rate steps take {least:.3f} times as long or longer",
-            )
-        )
+        slower = steps_s(halved_networks(cluster), rows)
+        checks.append(bandwidth_check(float(np.min(slower / steps))))
     return tuple(checks)
 
 

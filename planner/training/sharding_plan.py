@@ -5,7 +5,7 @@ On clusters with packages inside nodes the three kinds of state may end at diffe
 stage; those that divide everything alike are in the ordinary space already.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -18,11 +18,12 @@ from costmodels.sharding_levels import ShardLevels, level_costs
 from costmodels.stacks import find_stack
 from costmodels.strategy import ConfigTable, Strategy
 from hardware.cluster import Cluster
-from planner.plan import PlannedSharding
+from planner.plan import Check, PlannedSharding
 from planner.request import TrainRequest, allowed_values
+from planner.training.search_checks import search_checks
 from planner.training.space import training_space
 
-__all__ = ["LevelPlan", "best_level_plans", "planned_sharding"]
+__all__ = ["LevelPlan", "best_level_plans", "level_checks", "planned_sharding"]
 
 Index = npt.NDArray[np.intp]
 
@@ -91,6 +92,16 @@ def best_level_plans(
             for row in _first_of_each(rows, order, request.top)
         ]
     return sorted(best, key=lambda plan: plan.step_s)[: request.top], count
+
+
+def level_checks(plans: Sequence[LevelPlan], job: TrainingJob, cluster: Cluster) -> tuple[Check, ...]:
+    """Return what the costs of these plans are checked for, see `search_checks`."""
+    table = ConfigTable.from_strategies([plan.strategy for plan in plans])
+    return search_checks(
+        len(plans),
+        cluster,
+        lambda at, rows: level_costs(job, at, table.take(rows), [plans[i].levels for i in rows]).step_s,
+    )
 
 
 def _crossed(

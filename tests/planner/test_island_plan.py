@@ -75,7 +75,7 @@ def test_the_command_line_shows_staleness_and_refuses_to_emit(meshwright: Meshwr
     shown = meshwright("plan", "train", *arguments)
     assert shown.exit_code == 0, shown.output
     assert "16 steps late" in shown.output
-    assert "certificate of #1: 5 of 5 checks hold" in shown.output
+    assert "certificate of #1: 7 of 7 checks hold" in shown.output
     assert json.loads(out.read_text())["plans"][0]["local_updates"]["local_steps"] == 8
     emitted = meshwright("emit", str(out), "--target", "megatron-lm", "-o", str(tmp_path / "files"))
     assert emitted.exit_code == 2

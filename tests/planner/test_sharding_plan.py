@@ -31,6 +31,8 @@ def test_package_node_and_world_levels_are_found() -> None:
     found = best.sharding
     assert (found.weight_ranks, found.gradient_ranks, found.optimizer_ranks) == (2, 8, 384)
     assert all(check.holds for check in best.certificate)
+    names = {check.name for check in best.certificate}
+    assert {"cost-independent-of-enumeration-order", "monotone-in-bandwidth"} <= names
     steps = [plan.predicted.step_s for plan in file.plans]
     assert steps == sorted(steps)
     with pytest.raises(OutOfDomainError, match="sharded over 2, 8 and 384 replicas"):
