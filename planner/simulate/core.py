@@ -45,6 +45,8 @@ class Raw:
     transfer_s: float
     """Total time that caches spent queued for and on links."""
     end_s: float
+    logged: bool = True
+    """Whether the engines kept their event logs; without them the gaps between tokens are not known."""
 
 
 def simulate(fleet: Fleet, trace: Trace, *, seed: int = 0) -> Raw:
@@ -60,21 +62,25 @@ def simulate(fleet: Fleet, trace: Trace, *, seed: int = 0) -> Raw:
     return raw
 
 
-def simulate_unless(fleet: Fleet, trace: Trace, give_up: GiveUp, *, seed: int = 0) -> Raw | None:
+def simulate_unless(
+    fleet: Fleet, trace: Trace, give_up: GiveUp, *, seed: int = 0, logged: bool = True
+) -> Raw | None:
     """Return the raw outcome as `simulate` does, or None once `give_up` says so.
 
     Parameters
     ----------
     give_up : asked after every few hundred arrivals with (table, requests arrived, time).
+    logged : keep the event logs of the engines.
     """
-    return Simulation(fleet, trace, seed).run(give_up)
+    return Simulation(fleet, trace, seed, logged=logged).run(give_up)
 
 
 class Simulation:
     """One replay: the state of the fleet and the heap of what happens next."""
 
-    def __init__(self, fleet: Fleet, trace: Trace, seed: int) -> None:
+    def __init__(self, fleet: Fleet, trace: Trace, seed: int, *, logged: bool = True) -> None:
         self.fleet = fleet
+        self.logged = logged
         self.trace = trace
         speculation = next(
             (p.engine.settings.speculation for p in fleet.pools if p.engine.settings.speculation), None
@@ -148,6 +154,7 @@ class Simulation:
             num_transfers=self.num_transfers,
             transfer_s=self.transfer_s,
             end_s=end_s,
+            logged=self.logged,
         )
 
     def _build_pool(self, index: int, pool: Pool) -> None:
@@ -177,6 +184,7 @@ class Simulation:
                     swap_s_per_token=swap,
                     gate=gate,
                     num_stages=lanes,
+                    logged=self.logged,
                 )
                 ranks = enumerate(engine.ranks)
                 self.targets.append([Target(engine.index, i, rank, index) for i, rank in ranks])

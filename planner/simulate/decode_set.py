@@ -132,6 +132,8 @@ class DecodeSet:
         if self._uneven:
             return sum(reach - self._held[r] for r, reach in self._reaches(ticks) if reach > self._held[r])
         size = self._block_tokens
+        if ticks == 1:
+            return self._cross[self.tick % size]
         whole, rest = divmod(ticks, size)
         blocks = whole * len(self.ends)
         at = self.tick % size

@@ -40,13 +40,14 @@ class Engine:
     ranks : schedulers; more than one steps in lockstep.
     end_s : when the running event ends; infinite while idle.
     busy : whether an event is running.
-    logs : one flat array per rank with the columns `LOG_FIELDS`.
+    logs : one flat array per rank with the columns `LOG_FIELDS`; empty if not `logged`.
     """
 
     __slots__ = (
         "_first_s",
         "_gate",
         "_growth_s",
+        "_logged",
         "_num_stages",
         "_run_ahead",
         "_seen_s",
@@ -75,10 +76,12 @@ class Engine:
         swap_s_per_token: float = 0.0,
         gate: list[float] | None = None,
         num_stages: int = 1,
+        logged: bool = True,
     ) -> None:
         self.index = index
         self._gate = gate
         self._num_stages = num_stages
+        self._logged = logged
         self.ranks = [Rank(settings, kv_tokens, table, role) for _ in range(num_ranks)]
         self._timer = timer
         self._swap_s_per_token = swap_s_per_token
@@ -220,6 +223,8 @@ class Engine:
     def _complete_rank(self, index: int, ticks: int) -> tuple[list[int], list[int]]:
         rank = self.ranks[index]
         end_s, load = self.end_s, rank.load
+        if not self._logged:
+            return rank.finish(ticks, end_s)
         if ticks:
             longest_s = max(
                 self._first_s + self._stalled_s[index], self._first_s + (ticks - 1) * self._growth_s

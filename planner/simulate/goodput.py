@@ -79,7 +79,8 @@ def meets(
     """
     warm_s = float(trace.arrival_s[0]) + warm_up_frac * trace.span_s
     first = int(np.searchsorted(trace.arrival_s, warm_s))
-    raw = simulate_unless(fleet, trace, _too_many_late(slo, first, len(trace)), seed=seed)
+    rule = _too_many_late(slo, first, len(trace))
+    raw = simulate_unless(fleet, trace, rule, seed=seed, logged=slo.itl_s is not None)
     if raw is None:
         return False, 0.0
     seen = latencies(raw, Measurement(warm_up_s=warm_up_frac * trace.span_s))

@@ -42,7 +42,7 @@ class Latencies:
     tpot_s: Floats
     """Mean time per output token after the first; NaN where there is only one."""
     itl_s: Floats
-    """Longest gap between two tokens of the request; 0 where there is only one token."""
+    """Longest gap between two tokens of the request; 0 where there is only one token, NaN without logs."""
     e2e_s: Floats
 
     def of(self, name: str) -> Floats:
@@ -68,7 +68,7 @@ def latencies(raw: Raw, measurement: Measurement | None = None) -> Latencies:
         request=rows,
         ttft_s=ttft_s[rows],
         tpot_s=tpot_s[rows],
-        itl_s=_longest_gaps(raw)[rows],
+        itl_s=_longest_gaps(raw)[rows] if raw.logged else np.full(len(rows), np.nan),
         e2e_s=e2e_s[rows],
     )
 

@@ -44,6 +44,7 @@ class Rank:
         "_chunks",
         "_now_s",
         "_settings",
+        "_step_tokens",
         "_table",
         "_unseen",
         "batch",
@@ -63,13 +64,14 @@ class Rank:
         self, settings: EngineSettings, kv_tokens: int, table: RequestTable, role: Role = Role.BOTH
     ) -> None:
         self._settings = settings
+        self._step_tokens = settings.step_tokens
         self._table = table
         self.pool = BlockPool(settings, kv_tokens, table, role)
         self._chunks: list[tuple[int, int]] = []
         self._unseen = False
         self._now_s = 0.0
         self.batch = DecodeSet(
-            block_tokens=settings.block_tokens, step_tokens=settings.step_tokens, held=self.pool.held
+            block_tokens=settings.block_tokens, step_tokens=self._step_tokens, held=self.pool.held
         )
         self.role = role
         self.waiting: deque[int] = deque()
@@ -142,7 +144,7 @@ class Rank:
         else:
             stable = self._make_room() if batch.ends else True
             if self.prefilling or self.waiting:
-                budget = settings.token_budget - len(batch.ends) * settings.step_tokens
+                budget = settings.token_budget - len(batch.ends) * self._step_tokens
                 budget = self._continue_prefills(budget)
                 if self.waiting and budget > 0 and stable:
                     self._admit(budget, now_s, seen_s)
@@ -307,7 +309,7 @@ class Rank:
                     return
                 chunk = chunk if whole else min(budget, cap)
             # One that decodes at once also needs the block of its next token.
-            ahead = 0 if chunk else settings.step_tokens
+            ahead = 0 if chunk else self._step_tokens
             if not pool.take(request, target, hit_blocks, ahead=ahead, alone=not self.num_running):
                 return
             waiting.popleft()
@@ -317,7 +319,7 @@ class Rank:
             table.ready_tokens[request] = ready
             if chunk == 0:
                 self._resume(request, now_s)
-                budget -= settings.step_tokens
+                budget -= self._step_tokens
                 continue
             self.prefilling[request] = None
             self._add_chunk(request, chunk, ready)
@@ -360,7 +362,7 @@ class Rank:
             table.swapped[request] = False
         table.note_gap(request, now_s)
         self._enter(request)
-        self.pool.reserved_blocks += self._settings.step_tokens
+        self.pool.reserved_blocks += self._step_tokens
 
     def _enter(self, request: int) -> None:
         """Turn a request whose prompt is cached into a decoding one."""

@@ -30,6 +30,8 @@ _KV_NODES = (1.0, *(float(b << i) for i in range(16) for b in (4, 5, 6, 7)))
 _LAST_KV = len(_KV_NODES) - 1
 _BLOCK_KV_NODES = (64, 512, 1024, 2048, 4096, 8192, 32768)
 _SEQ_NODES = (*range(1, 9), *(int(2 ** (i / 4)) for i in range(13, 60)))
+_LAST_BLOCK_KV = len(_BLOCK_KV_NODES) - 1
+_LAST_CONTEXT = len(_CONTEXT_NODES) - 1
 _BLOCK_SEQ_NODES = (1, 2, 4, *(int(2 ** (i / 2)) for i in range(6, 30)))
 _FINE_TOKENS, _FINE_UP_TO = 16, 2560
 _COARSE_TOKENS = 128
@@ -126,11 +128,17 @@ class GridTimer:
     ) -> None:
         self._iteration_s = iteration_s
         self._skew = skew
+        self._decode_fracs: dict[int, float] = {}
+        self._mixed_fracs: dict[int, float] = {}
         self._node_rows: dict[int, Floats] = {}
         self._rows: dict[int, list[float]] = {}
         self._blocks: dict[tuple[int, int], list[list[float]]] = {}
         up_to = min(max(max_prefill_tokens, 64), 16384) + 1024
-        self._prefill_nodes = _prefill_nodes(up_to)
+        self._prefill_nodes = nodes = _prefill_nodes(up_to)
+        self._last_cell = len(nodes) - 2
+        # The cell of every number of prompt tokens; larger ones extend the last.
+        self._cells = [max(bisect_right(nodes, n, 0, len(nodes) - 1) - 1, 0) for n in range(nodes[-1])]
+        self._seq_cells: dict[int, tuple[int, int, float]] = {}
         self._alone_s = _TokenCurve(iteration_s, self._prefill_nodes[-1])
 
     def decode_s(self, num_seqs: int, kv_tokens: float, longest_kv: float = 0.0) -> float:
@@ -138,7 +146,9 @@ class GridTimer:
         even_s = self._even_s(num_seqs, kv_tokens / num_seqs)
         if self._skew is None or longest_kv * num_seqs <= kv_tokens:
             return even_s
-        frac = self._skew.decode_frac(num_seqs)
+        frac = self._decode_fracs.get(num_seqs)
+        if frac is None:
+            frac = self._decode_fracs[num_seqs] = self._skew.decode_frac(num_seqs)
         return even_s + frac * (self._even_s(num_seqs, longest_kv) - even_s)
 
     def _even_s(self, num_seqs: int, kv_mean: float) -> float:
@@ -157,27 +167,29 @@ class GridTimer:
         alone_s = self._alone_s(tokens + num_seqs)
         if num_seqs == 0:
             block = self._blocks.get((0, 0)) or self._block(0, 0)
-            return alone_s + self._inside(block, float(tokens), context)
+            return alone_s + self._inside(block, tokens, context)
         kv_mean = load.kv_tokens / num_seqs
         base_s = alone_s + self._mixed_s(tokens, context, num_seqs, kv_mean)
         if self._skew is None or load.longest_kv <= kv_mean:
             return base_s
-        frac = self._skew.mixed_frac(num_seqs)
+        frac = self._mixed_fracs.get(num_seqs)
+        if frac is None:
+            frac = self._mixed_fracs[num_seqs] = self._skew.mixed_frac(num_seqs)
         return base_s + frac * (self._even_s(num_seqs, load.longest_kv) - self._even_s(num_seqs, kv_mean))
 
     def _mixed_s(self, tokens: int, context: float, num_seqs: int, kv_mean: float) -> float:
         """Return what sequences of one length and the context add, from the four blocks around them."""
-        i = bisect_right(_BLOCK_SEQ_NODES, num_seqs) - 1
-        j = max(bisect_right(_BLOCK_KV_NODES, kv_mean, 0, len(_BLOCK_KV_NODES) - 1) - 1, 0)
-        low, high = _BLOCK_SEQ_NODES[i], _BLOCK_SEQ_NODES[i + 1]
+        low, high, u = self._seq_cells.get(num_seqs) or self._seq_cell(num_seqs)
+        j = bisect_right(_BLOCK_KV_NODES, kv_mean, 1, _LAST_BLOCK_KV) - 1
         low_kv, high_kv = _BLOCK_KV_NODES[j], _BLOCK_KV_NODES[j + 1]
-        u = (num_seqs - low) / (high - low)
         v = (kv_mean - low_kv) / (high_kv - low_kv)
         total_s = 0.0
         for node, share in ((low, 1.0 - u), (high, u)):
             if share == 0.0:
                 continue
-            moved = max(float(tokens + num_seqs - node), 1.0)
+            moved = tokens + num_seqs - node
+            if moved < 1:
+                moved = 1
             a = self._inside(self._blocks.get((node, low_kv)) or self._block(node, low_kv), moved, context)
             b = self._inside(self._blocks.get((node, high_kv)) or self._block(node, high_kv), moved, context)
             total_s += share * (a + (b - a) * v)
@@ -197,17 +209,27 @@ class GridTimer:
         """Return the prompt's tokens at the best time per token of any iteration without context."""
         return prompt_tokens * self._alone_s.least_per_token_s()
 
-    def _inside(self, block: list[list[float]], tokens: float, context: float) -> float:
+    def _inside(self, block: list[list[float]], tokens: int, context: float) -> float:
         """Return the bilinear value; a negative context (several short prompts) extends the first cell."""
         nodes = self._prefill_nodes
-        i = max(bisect_right(nodes, tokens, 0, len(nodes) - 1) - 1, 0)
-        j = max(bisect_right(_CONTEXT_NODES, context, 0, len(_CONTEXT_NODES) - 1) - 1, 0)
+        i = self._cells[tokens] if tokens < len(self._cells) else self._last_cell
+        j = bisect_right(_CONTEXT_NODES, context, 1, _LAST_CONTEXT) - 1
         u = (tokens - nodes[i]) / (nodes[i + 1] - nodes[i])
-        v = (context - _CONTEXT_NODES[j]) / (_CONTEXT_NODES[j + 1] - _CONTEXT_NODES[j])
+        low_context = _CONTEXT_NODES[j]
+        v = (context - low_context) / (_CONTEXT_NODES[j + 1] - low_context)
         low, high = block[i], block[i + 1]
-        a = low[j] + (low[j + 1] - low[j]) * v
-        b = high[j] + (high[j + 1] - high[j]) * v
-        return a + (b - a) * u
+        a = low[j]
+        a += (low[j + 1] - a) * v
+        b = high[j]
+        return a + (b + (high[j + 1] - b) * v - a) * u
+
+    def _seq_cell(self, num_seqs: int) -> tuple[int, int, float]:
+        """Return the nodes around a number of sequences and the place between them."""
+        i = bisect_right(_BLOCK_SEQ_NODES, num_seqs) - 1
+        low, high = _BLOCK_SEQ_NODES[i], _BLOCK_SEQ_NODES[i + 1]
+        cell = low, high, (num_seqs - low) / (high - low)
+        self._seq_cells[num_seqs] = cell
+        return cell
 
     def _row(self, num_seqs: int) -> list[float]:
         """Return the decode times of `num_seqs` sequences over `_KV_NODES`."""
@@ -230,18 +252,27 @@ class GridTimer:
         self._node_rows.update(zip(nodes, times, strict=True))
 
     def _block(self, num_seqs: int, kv_mean: int) -> list[list[float]]:
-        """Return what the sequences and each context add to as many tokens alone, from one question."""
+        """Return what sequences and contexts add to as many tokens alone; ask for neighbours at once."""
+        wanted = [0]
+        if num_seqs:
+            at = _BLOCK_KV_NODES.index(kv_mean)
+            near = _BLOCK_KV_NODES[max(at - 1, 0) : at + 3]
+            wanted = [kv for kv in near if (num_seqs, kv) not in self._blocks]
         nodes = np.array(self._prefill_nodes, dtype=np.float64)
         tokens, context = np.meshgrid(nodes, np.array(_CONTEXT_NODES, dtype=np.float64), indexing="ij")
-        both = tokens.size
+        each, both = tokens.size, tokens.size * len(wanted)
         work = np.zeros((4, both + len(nodes)))
-        work[:2, :both] = tokens.ravel(), context.ravel()
-        work[2:, :both] = [[num_seqs], [num_seqs * kv_mean]]
+        work[0, :both], work[1, :both] = (
+            np.tile(tokens.ravel(), len(wanted)),
+            np.tile(context.ravel(), len(wanted)),
+        )
+        work[2, :both], work[3, :both] = num_seqs, np.repeat(np.array(wanted) * num_seqs, each)
         work[0, both:] = nodes + num_seqs
         times = self._iteration_s(*work)
-        added: list[list[float]] = (times[:both].reshape(tokens.shape) - times[both:, None]).tolist()
-        self._blocks[num_seqs, kv_mean] = added
-        return added
+        added = times[:both].reshape(len(wanted), *tokens.shape) - times[both:, None]
+        for kv, block in zip(wanted, added.tolist(), strict=True):
+            self._blocks[num_seqs, kv] = block
+        return self._blocks[num_seqs, kv_mean]
 
 
 class _TokenCurve:
@@ -279,10 +310,7 @@ class _TokenCurve:
 
 
 def _prefill_nodes(up_to: int) -> list[int]:
-    small = [1, 16, 32, 64, 96, 128, 192, 256]
-    middle = [*range(320, 513, 64), *range(640, 2561, 128)]
-    large = [3072, 4096, 5120, 6144, 8192, 12288, 16384, 32768, 65536, 131072]
-    nodes = small + middle + large
+    nodes = [1, 16, 64, 128, 256, 512, 1024, 1536, *(n << i for i in range(6) for n in (2048, 3072)), 131072]
     keep = next((i for i, n in enumerate(nodes) if n >= up_to), len(nodes) - 1)
     return nodes[: max(keep + 1, 2)]
 

@@ -4,7 +4,7 @@ import pytest
 from costmodels.job import Slo, Traffic
 from hardware.errors import InputError
 from planner.simulate.arrivals import fit_bursts, gamma_gaps, make_trace, sessions_trace
-from planner.simulate.core import simulate
+from planner.simulate.core import simulate, simulate_unless
 from planner.simulate.goodput import check_all, find_goodput, meets, replicate
 from planner.simulate.outcome import Measurement, latencies, summary
 from planner.simulate.rate_bound import rate_bound_per_s
@@ -78,6 +78,18 @@ def test_giving_up_early_agrees_with_the_whole_run() -> None:
     whole = latencies(simulate(fleet, trace), rule)
     assert kept == (np.percentile(whole.ttft_s, 90) <= 0.5)
     assert not kept
+
+
+def test_a_run_without_logs_is_the_same_run() -> None:
+    fleet, trace = fleet_of(spec(kv_tokens=3000), 2), random_trace(4, 300, 30.0)
+    whole = simulate(fleet, trace)
+    bare = simulate_unless(fleet, trace, lambda *_: False, logged=False)
+    assert bare is not None
+    assert not any(len(log) for engine in bare.engines for log in engine.logs)
+    for name in ("start_s", "first_s", "finish_s", "preemptions", "engine"):
+        assert getattr(bare.table, name) == getattr(whole.table, name)
+    assert np.isnan(latencies(bare).itl_s).all()
+    assert (latencies(bare).e2e_s == latencies(whole).e2e_s).all()
 
 
 def test_many_fleets_at_once_equal_one_by_one() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from costmodels.graph_import.transformer import transformer_graph
 from hardware.errors import InputError, SpecError
+from planner.simulate.fleet_file import EngineEntry, FleetFile, PoolEntry, fleet_from_file
 from planner.simulate.layer_profile import read_layer_profile
 from planner.simulate.profiled_engine import measured_timer
 from planner.simulate.step_table import batch_exponent, step_table_timer
@@ -52,6 +53,20 @@ def test_a_staircase_of_tiles_is_followed_whatever_decodes_beside() -> None:
             exact = seconds(*(np.array([x], dtype=float) for x in (tokens, 300, num_seqs, 700 * num_seqs)))
             if (tokens + num_seqs) % 128 > 16:
                 assert timer.step_s(load) == pytest.approx(float(exact[0]), rel=1e-3), (tokens, num_seqs)
+
+
+def test_times_do_not_depend_on_what_was_asked_before() -> None:
+    engine = EngineEntry(model="llama-3.1-8b", device="h100", tp=2)
+    loads = [
+        Load(prefill_tokens=n, prefill_pairs=float(n * n), num_seqs=b, kv_tokens=b * kv, longest_kv=2 * kv)
+        for n, b, kv in ((100, 3, 90), (700, 40, 900), (2000, 30, 1500), (64, 200, 3000), (300, 0, 0))
+    ]
+    answers = []
+    for order in (loads, loads[::-1]):
+        spec = fleet_from_file(FleetFile(pools=(PoolEntry(name="a", engine=engine),))).pools[0].engine
+        found = {id(load): spec.timer.step_s(load) for load in order}
+        answers.append([found[id(load)] for load in loads])
+    assert answers[0] == answers[1]
 
 
 def test_unequal_lengths_lie_between_mean_and_longest() -> None:
