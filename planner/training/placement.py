@@ -120,6 +120,8 @@ def _sentence(placed: RobustPlacement, num_snapshots: int) -> str:
 def host_terms(strategy: Strategy, job: TrainingJob, *, per_host: int, num_nics: int) -> tuple[Term, ...]:
     """Return the traffic between hosts of one step: gradients, pipeline, tensor and expert groups.
 
+    Stages that hold the two ends of a tied embedding reduce its gradients between them.
+
     Parameters
     ----------
     per_host : ranks of one host.
@@ -141,6 +143,9 @@ def host_terms(strategy: Strategy, job: TrainingJob, *, per_host: int, num_nics:
         _hops("pipeline", pipelines, hop_bytes, per_host, num_nics),
         _ring("tensor", rank.reshape(-1, s.tp), reductions * hidden_bytes, per_host, num_nics),
     ]
+    if s.pp > 1 and job.model.tied_head:
+        words = _GRADIENT_BYTES * job.model.vocab * job.model.hidden / s.tp
+        terms.append(_ring("tied embedding", pipelines[:, [0, -1]], words, per_host, num_nics))
     experts = _expert_bytes(s, job, tokens) * micro_batches
     if s.ep > 1 and experts > 0:
         members = rank.reshape(s.pp, -1)

@@ -12,6 +12,7 @@ from hardware.measured_links import links_from_matrices
 from planner.training.placement import host_terms, planned_placement
 
 JOB = TrainingJob(model=find_model("gpt3-13b"), seq_len=2048, global_batch=64)
+UNTIED = replace(JOB, model=find_model("llama-3.1-8b"))
 
 
 def cluster_of(rates):
@@ -31,7 +32,7 @@ def two_leaves(size, days, seed=0):
 
 def test_terms_count_rings_of_all_stages_and_hops_both_ways():
     """tp 8, pp 2, dp 2 on four hosts: a ring per stage over two hosts, a pipeline per replica."""
-    gradients, pipeline, tensor = host_terms(
+    gradients, pipeline, tensor, _ = host_terms(
         Strategy(tp=8, pp=2, dp=2, micro_batch=1), JOB, per_host=8, num_nics=8
     )
     rings = set(zip(gradients.group.tolist(), gradients.head.tolist(), gradients.tail.tolist(), strict=True))
@@ -43,6 +44,17 @@ def test_terms_count_rings_of_all_stages_and_hops_both_ways():
     assert len(tensor.head) == 0
     params = JOB.model.num_params / 16
     assert gradients.num_bytes[0] == pytest.approx(4 * params)
+
+
+def test_the_ends_of_a_tied_embedding_reduce_its_gradients():
+    """tp 8, pp 4 on four hosts: first and last exchange a rank's words once a step; untied models do not."""
+    strategy = Strategy(tp=8, pp=4, dp=1, micro_batch=1)
+    tied = host_terms(strategy, JOB, per_host=8, num_nics=8)[-1]
+    assert tied.name == "tied embedding"
+    assert {*zip(tied.head.tolist(), tied.tail.tolist(), strict=True)} == {(0, 3), (3, 0)}
+    assert tied.num_bytes[0] == pytest.approx(4 * JOB.model.vocab * JOB.model.hidden / 8)
+    names = [term.name for term in host_terms(strategy, UNTIED, per_host=8, num_nics=8)]
+    assert names == ["gradients", "pipeline", "tensor"]
 
 
 def test_flows_beyond_the_ports_share_them():
@@ -61,7 +73,7 @@ def test_without_measured_links_the_default_order_stays():
 def test_a_lasting_difference_moves_hosts_and_keeps_rank_order():
     cluster = cluster_of(two_leaves(8, 3))
     strategy = Strategy(tp=8, pp=8)
-    placed = planned_placement(strategy, JOB, cluster)
+    placed = planned_placement(strategy, UNTIED, cluster)
     ranks = placed.placement.ranks
     assert [r.rank for r in ranks] == list(range(64))
     assert len({(r.host, r.device) for r in ranks}) == 64
@@ -70,6 +82,12 @@ def test_a_lasting_difference_moves_hosts_and_keeps_rank_order():
     leaves = [int(ranks[8 * i].host[1:]) % 2 for i in range(8)]
     assert sum(a != b for a, b in pairwise(leaves)) == 1
     assert "hosts reordered" in placed.diagnostics[0]
+
+
+def test_a_tied_embedding_brings_its_ends_together():
+    placed = planned_placement(Strategy(tp=8, pp=8), JOB, cluster_of(two_leaves(8, 3)))
+    leaves = [int(placed.placement.ranks[8 * i].host[1:]) % 2 for i in range(8)]
+    assert leaves[0] == leaves[-1]
 
 
 def test_noise_keeps_the_default_order_and_says_so():
