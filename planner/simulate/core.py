@@ -205,8 +205,9 @@ class Simulation:
             bad = [r for r in range(len(table)) if not best.pool.fits(r)]
             if bad:
                 need = max(table.prompt_tokens[r] + table.output_tokens[r] for r in bad)
+                kind = "" if role is Role.BOTH else f"{role.value} "
                 message = (
-                    f"{len(bad)} requests fit in no {role.value} engine: up to {need} tokens are needed, "
+                    f"{len(bad)} requests fit in no {kind}engine: up to {need} tokens are needed, "
                     f"the largest cache holds {best.pool.num_blocks * best.pool.block_tokens}"
                 )
                 raise InfeasibleError(message, ("kv_tokens",))

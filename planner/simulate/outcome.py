@@ -267,6 +267,7 @@ def _pools(raw: Raw) -> list[dict[str, Any]]:
     if any(p.engine.role is Role.PREFILL for p in raw.fleet.pools):
         sent = np.array(raw.table.prefill_engine)
         routed = routed + np.bincount(sent[sent >= 0], minlength=len(raw.engines))
+    run_s = max(raw.end_s - raw.table.arrival_s[0], 1e-9)
     for index, pool in enumerate(raw.fleet.pools):
         mine = [i for i, p in enumerate(raw.pool_of) if p == index]
         on_s = sum(end - start for i in mine for start, end in raw.paid_s[i])
@@ -291,6 +292,7 @@ def _pools(raw: Raw) -> list[dict[str, Any]]:
             {
                 "name": pool.name,
                 "engines": len(mine) // pool.engine.num_lanes,
+                "mean_engines_on": on_s / pool.engine.num_lanes / run_s,
                 "requests": int(routed[mine].sum()),
                 "busy_frac": float(totals[0] / span),
                 "mean_batch": float(totals[1] / max(totals[0], 1e-9)),

@@ -256,7 +256,7 @@ def print_summary(answer: dict[str, Any], *, as_json: bool) -> None:
     pool_rows = [
         (
             pool["name"],
-            str(pool["engines"]),
+            _engines(pool),
             str(pool["requests"]),
             f"{100 * pool['busy_frac']:.1f} %",
             f"{pool['mean_batch']:.1f}",
@@ -287,7 +287,20 @@ def print_summary(answer: dict[str, Any], *, as_json: bool) -> None:
         ("power", watts),
         ("preemptions", str(answer["num_preemptions"])),
     ]
+    if answer["num_restarts"]:
+        totals.append(("restarts after failures", str(answer["num_restarts"])))
+    if answer["prefix_hit_frac"]:
+        totals.append(("prompt tokens cached", f"{100 * answer['prefix_hit_frac']:.1f} %"))
+    moved = answer["kv_transfers"]
+    if moved["count"]:
+        totals.append(("cache transfers", f"{moved['count']}, {format_quantity(moved['mean_s'], 's')} each"))
     print_table("", ("total", "value"), totals)
+
+
+def _engines(pool: dict[str, Any]) -> str:
+    """Return the engines of a pool, and how many were on in the mean where that is not all of them."""
+    on = pool["mean_engines_on"]
+    return str(pool["engines"]) if on > pool["engines"] - 0.05 else f"{on:.1f} of {pool['engines']}"
 
 
 def _print_targets(slo: dict[str, Any]) -> None:

@@ -129,6 +129,8 @@ def test_failures_cost_restarts_and_lose_no_request(fleet: Path, trace: Path) ->
     assert code == 0
     assert json.loads(text)["num_restarts"] > calm["num_restarts"] == 0
     assert json.loads(text)["num_counted"] == 600
+    shown = run(*words[:-1], "--mean-time-between-failures-s", 20, "--repair-s", 5)[1]
+    assert f"restarts after failures {json.loads(text)['num_restarts']}" in " ".join(shown.split())
 
 
 def test_the_timeline_is_a_picture_if_asked_for(fleet: Path, trace: Path, tmp_path: Path) -> None:

@@ -260,6 +260,7 @@ def test_scaling_by_schedule_and_by_load_pays_for_what_is_on() -> None:
     cost = summary(scheduled)["cost_usd"]
     span = scheduled.end_s - trace.arrival_s[0]
     assert cost == pytest.approx(span + 2 * (span - 1.0))
+    assert summary(scheduled)["pools"][0]["mean_engines_on"] == pytest.approx(cost / span)
     rule = Reactive(interval_s=0.2, add_above=8.0, remove_below=1.0)
     reactive = replace(base.pools[0], reactive=rule, max_count=4, start_up_s=0.3)
     raw = simulate(Fleet(pools=(reactive,)), trace)
@@ -280,7 +281,7 @@ def test_size_router_follows_the_shares() -> None:
 
 
 def test_requests_that_fit_nowhere_are_refused() -> None:
-    with pytest.raises(InfeasibleError, match="1 requests fit in no both engine"):
+    with pytest.raises(InfeasibleError, match="1 requests fit in no engine"):
         simulate(fleet_of(spec(kv_tokens=160)), trace_of([(0.0, 200, 2)]))
 
 
