@@ -276,6 +276,12 @@ def print_summary(answer: dict[str, Any], *, as_json: bool) -> None:
         ]
         title = f"{answer['replications']['num_replications']} made traces"
         print_table(title, ("figure", "mean", "95 % from", "to"), interval_rows)
+    _print_totals(answer)
+
+
+def _print_totals(answer: dict[str, Any]) -> None:
+    from planner.render import print_table
+
     watts = "n/a" if answer["watts"] is None else format_quantity(answer["watts"], "W")
     totals = [
         ("throughput", f"{answer['throughput_tokens_per_s']:.1f} tokens/s"),
