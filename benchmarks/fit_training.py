@@ -50,7 +50,9 @@ MANY_TREES = TreeSettings(num_trees=400, depth=4, learning_rate=0.05, min_rows_p
 FEW_TREES = TreeSettings(num_trees=80, depth=3, learning_rate=0.05, min_rows_per_leaf=5, l2=2.0)
 MANY_RUNS = 200
 NUM_FOLDS = 5
-MIN_RUNS_TO_LEARN = 60
+WORTH = 0.97
+"""Of the analytic model's held-out error, the most that a correction may leave to ship."""
+MIN_RUNS_TO_LEARN = 30
 """Runs that a stack needs before a correction is tried."""
 
 
@@ -134,6 +136,25 @@ def held_out(
                 fit = learn(features_of(runs, samples, own, stacks, pooled), ratio)
                 corrected[other] *= np.exp(fit.log_ratio(features_of(runs, samples, other, stacks, pooled)))
     return analytic, corrected
+
+
+def winners(
+    runs: list[Run], samples: StackSamples, analytic: Floats, corrected: Floats, tried: tuple[str, ...]
+) -> tuple[tuple[str, ...], Floats]:
+    """Return the stacks whose correction lowers the held-out error and ranks no worse, and what is then
+    predicted.
+    """
+    wins = []
+    for name in tried:
+        rows = np.flatnonzero(samples.stack == name)
+        plain, learned = (
+            errors(p[rows], samples.measured_s[rows], p[rows], p[rows], [runs[i].group for i in rows])
+            for p in (analytic, corrected)
+        )
+        worse = learned.regret_mean_frac > plain.regret_mean_frac
+        if learned.mape_frac < WORTH * plain.mape_frac and not worse:
+            wins.append(name)
+    return tuple(wins), np.where(np.isin(samples.stack, wins), corrected, analytic)
 
 
 def sigma_of(predicted: Floats, measured: Floats) -> float:
@@ -270,11 +291,7 @@ def main() -> None:
     counts = {n: int((samples.stack == n).sum()) for n in names}
     tried = tuple(n for n in names if counts[n] >= MIN_RUNS_TO_LEARN)
     analytic, corrected = held_out(runs, samples, bases, tried)
-    size = {n: np.abs(np.log(p / samples.measured_s)) for n, p in (("a", analytic), ("c", corrected))}
-    wins = tuple(
-        n for n in tried if size["c"][samples.stack == n].mean() < 0.97 * size["a"][samples.stack == n].mean()
-    )
-    final = np.where(np.isin(samples.stack, wins), corrected, analytic)
+    wins, final = winners(runs, samples, analytic, corrected, tried)
     report("analytic model, held out by group", runs, analytic, samples.measured_s)
     report(
         f"with learned corrections ({', '.join(wins) or 'none'}), held out by group",

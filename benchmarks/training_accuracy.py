@@ -25,6 +25,7 @@ from benchmarks.fit_training import (
     routed,
     sigma_of,
     sigmas,
+    winners,
     within_of,
     within_others,
 )
@@ -152,7 +153,8 @@ def main() -> None:
     names = sorted(set(samples.stack.tolist()))
     bases = {n: find_stack(n, fitted=False) for n in stack_names()}
     tried = tuple(n for n in names if (samples.stack == n).sum() >= MIN_RUNS_TO_LEARN)
-    analytic, corrected = held_out(runs, samples, bases, tried)
+    analytic, tentative = held_out(runs, samples, bases, tried)
+    wins, corrected = winners(runs, samples, analytic, tentative, tried)
     everyone = np.arange(len(runs))
     sources = sources_of(runs)
     left = leave_out(samples, sources)
@@ -162,7 +164,7 @@ def main() -> None:
     few = {n: len(runs_behind(samples, n, everyone)) == 0 for n in names}
     sigma = np.where([few[s] for s in samples.stack.tolist()], np.hypot(within, added["stack"]), within)
     big = np.array([r.cluster.num_devices >= MANY_DEVICES for r in runs])
-    for name in tried:
+    for name in wins:
         for rows in ((samples.stack == name) & big, (samples.stack == name) & ~big):
             if rows.sum() >= MIN_RUNS:
                 sigma[rows] = sigma_of(corrected[rows], measured[rows])

@@ -13,11 +13,15 @@ __all__ = ["PORTABLE_ATTENTION", "portable_attention_ratio"]
 
 PORTABLE_ATTENTION = {"flash1": 0.30, "flash2": 0.60}
 """Share of A100's rated peak that each version reaches, forward and backward together, on long causal
-sequences of head size 128 (Dao, arXiv 2307.08691: 25 to 40 % for the first; for the second 73 % forward and
-63 % backward without a mask, somewhat less with one)."""
-_FLOPS_PER_S_PER_UNIT = 335e12 / 132 / PORTABLE_ATTENTION["flash2"]
+sequences of head size 128. The paper of the second (Dao, arXiv 2307.08691) states 25 to 40 % for the first,
+and for itself at best 73 % forward and 63 % backward, without a mask; that a mask leaves 60 % is assumed."""
+_MASKED_FRAC = 335.0 / 370.0
+"""Rate of the second version with a causal mask over that without, forward on H100 (Shah et al., arXiv
+2407.08608, figure 5: head size 128, 16k tokens); backward is assumed to lose as much."""
+_FLOPS_PER_S_PER_UNIT = _MASKED_FRAC * 335e12 / 132 / PORTABLE_ATTENTION["flash2"]
 """Matrix rate of one compute unit by such instructions, at most: the second version unchanged reaches 335
-TFLOP/s on H100's 132 units (ibid., section 4.1)."""
+TFLOP/s on H100's 132 units without a mask (arXiv 2307.08691, section 4.1; figures 5 and 6 of arXiv 2407.08608
+give 370 forward and 322 backward, which is the same)."""
 _LENGTH = 16384
 _HEADS = 32
 _HEAD_DIM = 128

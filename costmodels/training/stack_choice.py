@@ -25,15 +25,17 @@ _SOURCES = (
 
 _MEGATRON_CORE = (
     ("26.05", "megatron-core"),
+    ("26.03", "megatron-core-26.04"),
     ("25.12", "megatron-core-26.02"),
     ("25.08", "megatron-core-25.09"),
+    ("25.02", "megatron-core-25.04"),
 )
 """First container after which each Megatron-core stack applies, newest first; before all, the oldest."""
 
 
 def _megatron_core(reference: str) -> str:
     """Return the Megatron-core stack of the container or release that a source names, such as ``26.04``."""
-    match = re.search(r"\b(2[3-9]\.\d\d)", reference)
+    match = re.search(r"\bv?(2[3-9]\.\d\d)", reference)
     if match is None:
         return "megatron-core-24.11"
     return next((s for first, s in _MEGATRON_CORE if match.group(1) > first), "megatron-core-24.11")

@@ -43,7 +43,7 @@ def test_device_without_a_factor_borrows_that_of_the_same_dies() -> None:
 
 
 def test_portable_attention_falls_behind_on_later_devices() -> None:
-    """FlashAttention-2 runs at 335 TFLOP/s on H100 (its paper) and twice as fast as the first version."""
+    """FlashAttention-2 runs at 335 TFLOP/s on H100 without a mask and twice as fast as the first version."""
     job = replace(gpt_job(), seq_len=16384)
     table = ConfigTable.from_strategies([Strategy(tp=8, dp=2)])
     times = {}
@@ -63,7 +63,7 @@ def test_portable_attention_reaches_its_published_rate() -> None:
     native_s = float(kernels.attention_s(**shape) + kernels.attention_backward_s(**shape))
     flops = 3.5 * 32 * 16384 * 16385 / 2 * 4 * 128
     rate = flops / (native_s * portable_attention_ratio(kernels, "flash2"))
-    assert rate == pytest.approx(335e12, rel=1e-3)
+    assert rate == pytest.approx(335e12 * 335 / 370, rel=1e-3)
 
 
 def test_unknown_coefficient_is_refused() -> None:
@@ -82,7 +82,10 @@ def _row(**values: str) -> RunRow:
     [
         ({"source": "vTrain-multi", "kernel": "megatron-fused-softmax"}, "megatron-deepspeed-2021"),
         ({"source": "Megatron-Bridge", "source_ref": "docs [25.11 NeMo Container]"}, "megatron-core-25.09"),
-        ({"source": "Megatron-Bridge", "source_ref": "docs [26.04 NeMo Container]"}, "megatron-core-26.02"),
+        ({"source": "Megatron-Bridge", "source_ref": "docs [26.02 NeMo Container]"}, "megatron-core-26.02"),
+        ({"source": "Megatron-Bridge", "source_ref": "docs [26.04 NeMo Container]"}, "megatron-core-26.04"),
+        ({"source": "dgxc-benchmarking", "source_ref": "v25.02 nemotron/README.md"}, "megatron-core-24.11"),
+        ({"source": "dgxc-benchmarking", "source_ref": "v25.05.05 grok1/README.md"}, "megatron-core-25.04"),
         ({"source": "Megatron-Bridge", "source_ref": "docs [26.08 NeMo Container]"}, "megatron-core"),
         ({"source": "elsewhere", "kernel": "flash_attention2 + RMSNorm kernel"}, "megatron-flash2-rms"),
         ({"source": "elsewhere", "kernel": "torch"}, "megatron-unfused"),
