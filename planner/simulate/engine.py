@@ -151,6 +151,8 @@ class Engine:
         if self._run_ahead:
             self._seen_s = self._start_s + self._elapsed_s(max(self._ticks, 1) - 1)
         if len(self.ranks) == 1:
+            if not self._logged:
+                return self.ranks[0].finish(self._ticks, self.end_s)
             return self._complete_rank(0, self._ticks)
         done: list[int] = []
         prefilled: list[int] = []

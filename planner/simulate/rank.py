@@ -164,7 +164,8 @@ class Rank:
     def finish(self, ticks: int, now_s: float) -> tuple[list[int], list[int]]:
         """Apply the scheduled iteration, `ticks` times; return the finished and the prefilled requests."""
         done: list[int] = []
-        self.pool.release_left()
+        if self.pool.left:
+            self.pool.release_left()
         # Running ahead, the engine has formed its next iteration before it learns who has finished.
         later = self._settings.run_ahead and bool(self.waiting)
         if ticks:

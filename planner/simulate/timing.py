@@ -167,7 +167,7 @@ class GridTimer:
         alone_s = self._alone_s(tokens + num_seqs)
         if num_seqs == 0:
             block = self._blocks.get((0, 0)) or self._block(0, 0)
-            return alone_s + self._inside(block, tokens, context)
+            return alone_s + _blend(block, *self._token_cell(tokens), *_context_cell(context))
         kv_mean = load.kv_tokens / num_seqs
         base_s = alone_s + self._mixed_s(tokens, context, num_seqs, kv_mean)
         if self._skew is None or load.longest_kv <= kv_mean:
@@ -183,15 +183,16 @@ class GridTimer:
         j = bisect_right(_BLOCK_KV_NODES, kv_mean, 1, _LAST_BLOCK_KV) - 1
         low_kv, high_kv = _BLOCK_KV_NODES[j], _BLOCK_KV_NODES[j + 1]
         v = (kv_mean - low_kv) / (high_kv - low_kv)
+        blocks = self._blocks
+        column, along = _context_cell(context)
         total_s = 0.0
         for node, share in ((low, 1.0 - u), (high, u)):
             if share == 0.0:
                 continue
             moved = tokens + num_seqs - node
-            if moved < 1:
-                moved = 1
-            a = self._inside(self._blocks.get((node, low_kv)) or self._block(node, low_kv), moved, context)
-            b = self._inside(self._blocks.get((node, high_kv)) or self._block(node, high_kv), moved, context)
+            row, across = self._token_cell(moved if moved > 1 else 1)
+            a = _blend(blocks.get((node, low_kv)) or self._block(node, low_kv), row, across, column, along)
+            b = _blend(blocks.get((node, high_kv)) or self._block(node, high_kv), row, across, column, along)
             total_s += share * (a + (b - a) * v)
         return total_s
 
@@ -209,19 +210,11 @@ class GridTimer:
         """Return the prompt's tokens at the best time per token of any iteration without context."""
         return prompt_tokens * self._alone_s.least_per_token_s()
 
-    def _inside(self, block: list[list[float]], tokens: int, context: float) -> float:
-        """Return the bilinear value; a negative context (several short prompts) extends the first cell."""
+    def _token_cell(self, tokens: int) -> tuple[int, float]:
+        """Return the cell of a number of prompt tokens and the place in it."""
         nodes = self._prefill_nodes
         i = self._cells[tokens] if tokens < len(self._cells) else self._last_cell
-        j = bisect_right(_CONTEXT_NODES, context, 1, _LAST_CONTEXT) - 1
-        u = (tokens - nodes[i]) / (nodes[i + 1] - nodes[i])
-        low_context = _CONTEXT_NODES[j]
-        v = (context - low_context) / (_CONTEXT_NODES[j + 1] - low_context)
-        low, high = block[i], block[i + 1]
-        a = low[j]
-        a += (low[j + 1] - a) * v
-        b = high[j]
-        return a + (b + (high[j + 1] - b) * v - a) * u
+        return i, (tokens - nodes[i]) / (nodes[i + 1] - nodes[i])
 
     def _seq_cell(self, num_seqs: int) -> tuple[int, int, float]:
         """Return the nodes around a number of sequences and the place between them."""
@@ -273,6 +266,24 @@ class GridTimer:
         for kv, block in zip(wanted, added.tolist(), strict=True):
             self._blocks[num_seqs, kv] = block
         return self._blocks[num_seqs, kv_mean]
+
+
+def _context_cell(context: float) -> tuple[int, float]:
+    """Return the cell of a context and the place in it; one below zero (several short prompts) extends the
+    first.
+    """
+    j = bisect_right(_CONTEXT_NODES, context, 1, _LAST_CONTEXT) - 1
+    low = _CONTEXT_NODES[j]
+    return j, (context - low) / (_CONTEXT_NODES[j + 1] - low)
+
+
+def _blend(block: list[list[float]], row: int, across: float, column: int, along: float) -> float:
+    """Return the bilinear value of a block at a place in a cell."""
+    low, high = block[row], block[row + 1]
+    a = low[column]
+    a += (low[column + 1] - a) * along
+    b = high[column]
+    return a + (b + (high[column + 1] - b) * along - a) * across
 
 
 class _TokenCurve:
