@@ -128,8 +128,13 @@ def cloudmatrix_rows() -> None:
         text = f"{found * 1e3:.1f} ms, {batch / found:.0f} tokens/s per package (fitted to these five)"
         row(f"CloudMatrix384 decode, batch {batch} at {context}", text, f"{published} ms")
     for limit_s, published in ((0.050, 96), (0.030, 24), (0.015, 8)):
-        best = max((b for b in CLOUDMATRIX_BATCHES if tpot_s(b, 4096) <= limit_s), default=0)
-        row(f"CloudMatrix384, largest batch within {limit_s * 1e3:.0f} ms at 4096", str(best), str(published))
+        fitting = [i for i, batch in enumerate(CLOUDMATRIX_BATCHES) if tpot_s(batch, 4096) <= limit_s]
+        text = "none"
+        if fitting:
+            steps = fitting[-1] - CLOUDMATRIX_BATCHES.index(published)
+            text = f"{CLOUDMATRIX_BATCHES[fitting[-1]]} ({steps:+d} step of the batches tried)"
+        row(f"CloudMatrix384, largest batch within {limit_s * 1e3:.0f} ms at 4096", text, str(published))
+    row("batches tried", ", ".join(map(str, CLOUDMATRIX_BATCHES)), "")
 
 
 def nanoflow_rows() -> None:

@@ -19,6 +19,7 @@ from planner.serving.offers import DeviceOffer
 from planner.serving.plan import ServingPlan
 from planner.serving.power import draw_notes
 from planner.serving.provenance import serving_provenance
+from planner.serving.reachable import least_limits
 from planner.serving.replays import Replays
 from planner.serving.request import ServeRequest, resolve_serving
 from planner.serving.result import SolvedFleet, serving_plan_of
@@ -60,7 +61,8 @@ def plan_serving(request: ServeRequest) -> PlanFile[ServingPlan]:
     if not plans:
         layered = plan_layers(request, demands)
         if layered is None:
-            raise _explained(failures[0], demands)
+            free = tuple(_demand(*each[:3], _without_end(offers)) for each in asked)
+            raise _explained(failures[0], demands, least_limits(request, free, _forms(free), offers))
         plans = [layered]
         notes = ["no instance of one kind of device holds the model: its layers are spread over all of them"]
     plans.sort(key=lambda p: (not _holds(p), *_rank(request, p), p.strategy.form))
@@ -118,6 +120,11 @@ def _demand(request: ServeRequest, model: Any, engine: Any, offers: tuple[Device
     )
 
 
+def _without_end(offers: tuple[DeviceOffer, ...]) -> tuple[DeviceOffer, ...]:
+    """Return the devices as if any number of each could be had."""
+    return tuple(replace(offer, max_devices=np.inf) for offer in offers)
+
+
 def _forms(demands: tuple[Demand, ...]) -> list[tuple[Form, ...]]:
     """Return the combinations of forms to try; with many models, the same form for all that leave it open."""
     open_forms: tuple[Form, ...] = ("joint", "split")
@@ -130,10 +137,12 @@ def _forms(demands: tuple[Demand, ...]) -> list[tuple[Form, ...]]:
     return [tuple(forms[0] if len(forms) == 1 else form for forms in each) for form in open_forms]
 
 
-def _explained(error: InfeasibleError, demands: tuple[Demand, ...]) -> InfeasibleError:
-    """Return the error with what is lowest possible, and which devices cannot hold the model."""
+def _explained(
+    error: InfeasibleError, demands: tuple[Demand, ...], wanting: tuple[str, ...]
+) -> InfeasibleError:
+    """Return the error with what would do, what is lowest possible, and which devices cannot hold a model."""
     several = len(demands) > 1
-    reasons = []
+    reasons = list(wanting)
     for demand in demands:
         whose = f"{demand.name}: " if several else ""
         reasons += [f"{whose}{b}" for b in demand.search.bounds if not b.endswith(": ")]

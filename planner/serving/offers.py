@@ -108,8 +108,7 @@ def _of_cluster(request: _Wishes, name: str) -> tuple[DeviceOffer, ...]:
 def _offer(request: _Wishes, device: Device, levels: tuple[Level, ...], most: float) -> DeviceOffer:
     price = request.usd_per_hour.get(device.name)
     if price is None:
-        found = device_price(device, provider=request.provider, region=request.region, spot=request.spot)
-        price = found.usd_per_hour
+        price = _catalogue_price(request, device)
     if price <= 0:
         message = f"{device.name}: a price of {price:g} USD/h is not positive"
         raise OutOfDomainError(message)
@@ -120,3 +119,12 @@ def _offer(request: _Wishes, device: Device, levels: tuple[Level, ...], most: fl
         max_devices=min(most, request.max_devices.get(device.name, math.inf)),
         min_devices=request.min_devices.get(device.name, 0),
     )
+
+
+def _catalogue_price(request: _Wishes, device: Device) -> float:
+    try:
+        found = device_price(device, provider=request.provider, region=request.region, spot=request.spot)
+    except OutOfDomainError as error:
+        message = f"{error} as usd_per_hour (--usd-per-hour {device.name}=PRICE)"
+        raise OutOfDomainError(message) from None
+    return found.usd_per_hour

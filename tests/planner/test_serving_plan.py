@@ -1,6 +1,7 @@
 """Serving plans: workload, capacity, limits, bad input, files."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -86,6 +87,38 @@ def test_limits_bind():
     assert sum(m.count * m.devices_per_instance for m in kept.mix if m.device == "a100-80gb") >= 3
     with pytest.raises(InfeasibleError, match="budget"):
         plan(form="joint", budget_usd_per_hour=0.5)
+
+
+def _asked_for(changes, name):
+    """Return what the refusal of a plan says that a limit would have to be."""
+    with pytest.raises(InfeasibleError) as refused:
+        plan(**changes)
+    said = re.search(rf"{re.escape(name)}: [\d.]+ given, ([\d.]+) would do", str(refused.value))
+    assert said, refused.value
+    return float(said.group(1))
+
+
+def test_a_refusal_says_with_which_stock_or_budget_the_workload_is_served():
+    many = {"rate_per_s": 200.0, "gpus": ("l4",), "usd_per_hour": {"l4": 0.7}}
+    needed = int(_asked_for(many | {"max_devices": {"l4": 2}}, "max_devices.l4"))
+    assert plan(**many, max_devices={"l4": needed}).plans
+    with pytest.raises(InfeasibleError):
+        plan(**many, max_devices={"l4": needed - 1})
+    dollars = _asked_for(many | {"budget_usd_per_hour": 1.0}, "budget_usd_per_hour")
+    assert dollars == pytest.approx(plan(**many).plans[0].predicted.cost_usd_per_hour, rel=1e-3)
+
+
+def test_limits_that_conflict_with_one_another_are_each_named_without_the_others():
+    both = {"rate_per_s": 200.0, "max_devices": {"l4": 1, "a100-80gb": 0}, "budget_usd_per_hour": 0.8}
+    with pytest.raises(
+        InfeasibleError, match=r"budget_usd_per_hour: 0\.8 given, .* without the other limits"
+    ):
+        plan(**both)
+
+
+def test_a_missing_price_names_the_option_that_gives_one():
+    with pytest.raises(SpecError, match="--usd-per-hour h100=PRICE"):
+        plan(gpus=("h100",), usd_per_hour={}, provider="nobody")
 
 
 def test_simulation_confirms_the_plan():
