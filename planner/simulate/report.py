@@ -29,6 +29,8 @@ from planner.simulate.timeline_picture import timeline_svg
 __all__ = ["Question", "print_summary", "requests_table", "run_question"]
 
 SCHEMA_VERSION = 1
+_RATE_MISSED_FRAC = 0.1
+"""Between the mean rate of a made trace and the asked one before it is told (chance and the ends)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +98,8 @@ def run_question(question: Question) -> dict[str, Any]:
             "--warm-up-s", [f"no arrival is left between warm-up and drain of {trace.span_s:g} s"]
         )
     answer = head | summary(raw, slo, rule) | {"rate_bound_per_s": rate_bound_per_s(fleet, trace)}
+    answer["arrivals_per_s"] = trace.rate_per_s if np.isfinite(trace.rate_per_s) else None
+    answer["asked_arrivals_per_s"] = question.traffic.rate_per_s
     if question.replications:
         answer["replications"] = _replications(question, fleet, trace, slo)
     if question.requests_csv is not None:
@@ -289,6 +293,7 @@ def _print_totals(answer: dict[str, Any]) -> None:
             "requests",
             f"{answer['requests_per_s']:.3f} /s (no schedule passes {answer['rate_bound_per_s']:.3f})",
         ),
+        ("arrivals", _arrivals(answer["arrivals_per_s"], answer["asked_arrivals_per_s"])),
         ("cost", f"{answer['cost_usd_per_hour']:.2f} USD/h"),
         ("power", watts),
         ("preemptions", str(answer["num_preemptions"])),
@@ -301,6 +306,16 @@ def _print_totals(answer: dict[str, Any]) -> None:
     if moved["count"]:
         totals.append(("cache transfers", f"{moved['count']}, {format_quantity(moved['mean_s'], 's')} each"))
     print_table("", ("total", "value"), totals)
+
+
+def _arrivals(rate_per_s: float | None, asked_per_s: float | None) -> str:
+    """Return the rate of arrivals, and what was asked where conversations did not build up to it."""
+    if rate_per_s is None:
+        return "all at once"
+    text = f"{rate_per_s:.3f} /s"
+    if asked_per_s is None or abs(rate_per_s / asked_per_s - 1.0) < _RATE_MISSED_FRAC:
+        return text
+    return f"{text} of {asked_per_s:g} /s asked: the trace ends before conversations build up to it"
 
 
 def _engines(pool: dict[str, Any]) -> str:

@@ -63,6 +63,13 @@ def test_every_kind_of_arrivals_can_be_asked_for(fleet: Path, trace: Path) -> No
     assert made["bursts"].arrival_cv > made["poisson"].arrival_cv
 
 
+def test_conversations_that_do_not_build_up_to_the_asked_rate_say_so(fleet: Path, trace: Path) -> None:
+    words = ("simulate", "--fleet", fleet, "--trace", trace, "--rate-per-s", "20")
+    assert "asked" not in run(*words)[1]
+    shown = " ".join(run(*words, "--arrivals", "sessions")[1].split())
+    assert "of 20 /s asked" in shown
+
+
 def test_a_named_workload_needs_no_trace(fleet: Path) -> None:
     words = ("simulate", "--fleet", fleet, "--workload", "azure-conv", "--rate-per-s", "3", "--json")
     code, text = run(*words, "--num-requests", "200")
