@@ -15,13 +15,12 @@ from itertools import permutations, product
 import numpy as np
 import numpy.typing as npt
 
-from costmodels.collectives.times import p2p_s
 from costmodels.job import TrainingJob
 from costmodels.memory.peak import memory_coefficients, usable_bytes
 from costmodels.strategy import ConfigTable, Recompute, Strategy
 from costmodels.training.evaluate import evaluate
 from hardware.cluster import Cluster
-from hardware.levels import Level, LinkKind
+from planner.training.stage_hops import Layout, StageHops, exchanges_s
 from solvers.stage_split import StageSplitProblem, solve_stage_split
 
 __all__ = ["MOST_ORDERED_GROUPS", "MixedPipeline", "MixedStage", "best_mixed_pipelines"]
@@ -115,16 +114,20 @@ def best_mixed_pipelines(
         if len(entries) == len(layout):
             queue.append((_bound_s(job, strategy, layout, entries), number, entries))
     queue.sort(key=lambda entry: entry[:2])
-    found: list[MixedPipeline] = []
+    hops = StageHops(job, cluster)
+    best: list[MixedPipeline] = []
     for bound_s, number, entries in queue:
-        best = _distinct(found, top)
-        if len(best) == top and bound_s > best[-1].step_s:
+        most_s = best[-1].step_s if len(best) == top else np.inf
+        if bound_s > most_s:
             break
         strategy, layout = shapes[number]
-        pipeline = _pipeline(job, cluster, strategy, layout, entries)
+        hops_s = hops.seconds(strategy, layout)
+        if _exchange_bound_s(job, strategy, layout, entries, hops_s) > most_s:
+            continue
+        pipeline = _pipeline(job, cluster, strategy, layout, entries, hops_s)
         if pipeline is not None:
-            found = [*best, pipeline] if len(best) == top else [*found, pipeline]
-    return tuple(_distinct(found, top))
+            best = _distinct([*best, pipeline], top)
+    return tuple(best)
 
 
 def _distinct(found: list[MixedPipeline], top: int) -> list[MixedPipeline]:
@@ -150,10 +153,26 @@ def _bound_s(job: TrainingJob, strategy: Strategy, layout: "Layout", costs: "lis
     return (rounds - 1) * layers / rate + layers * least + other
 
 
+def _exchange_bound_s(
+    job: TrainingJob, strategy: Strategy, layout: "Layout", costs: "list[_GroupCosts]", hops_s: Floats
+) -> float:
+    """Return a time that no layer split beats with its hops: the slowest stage under layers cut at will.
+
+    Stages fill up to one common time T, each from its exchanges e_i on: sum (T - e_i) / w_i = layers.
+    """
+    rounds = job.global_batch // (strategy.dp * strategy.micro_batch)
+    layer_s = np.repeat([entry.layer_s for entry in costs], [stages for _, _, stages in layout])
+    exchanges = exchanges_s(hops_s)
+    order = np.argsort(exchanges)
+    rates = np.cumsum(1.0 / layer_s[order])
+    filled = (job.model.num_layers + np.cumsum(exchanges[order] / layer_s[order])) / rates
+    slowest = max(float(filled.min()), float((exchanges + layer_s).max()))
+    least = job.model.num_layers * float(layer_s.min()) + 2.0 * float(hops_s.sum())
+    return (rounds - 1) * slowest + least + max(entry.other_s for entry in costs)
+
+
 GroupCosts = dict[tuple[int, int, int, Strategy], _GroupCosts]
 """By (group, tensor degree, stages, strategy)."""
-Layout = tuple[tuple[int, int, int], ...]
-"""(group, tensor degree, stages) in pipeline order."""
 
 
 def _shapes(
@@ -252,8 +271,14 @@ def _pipeline(
     strategy: Strategy,
     layout: Layout,
     costs: list[_GroupCosts],
+    hops: Floats,
 ) -> MixedPipeline | None:
-    """Return the pipeline with its best layer split, None if no split fits in memory."""
+    """Return the pipeline with its best layer split, None if no split fits in memory.
+
+    Parameters
+    ----------
+    hops : time of one hop behind every stage but the last. shape (stages - 1,) [s]
+    """
     groups = [index for index, (_, _, stages) in enumerate(layout) for _ in range(stages)]
     num_layers = job.model.num_layers
     num_micro_batches = job.global_batch // (strategy.dp * strategy.micro_batch)
@@ -261,10 +286,8 @@ def _pipeline(
     share = layer_s + np.array([costs[g].gradient_s for g in groups]) / num_micro_batches
     limits = np.array([_limit_bytes(job, cluster, layout[g][0]) for g in groups])
     per_layer = np.array([costs[g].peak_bytes for g in groups])
-    hops = _hops_s(job, cluster, strategy, layout)
-    base = np.zeros(len(groups))
-    base[:-1] += hops
-    base[1:] += hops
+    exchanges = exchanges_s(hops)
+    base = exchanges.copy()
     head = _head_layers(job) * layer_s[-1]
     base[-1] += head
     outcome = solve_stage_split(
@@ -281,7 +304,6 @@ def _pipeline(
     counts = np.array(outcome.solution.num_layers)
     compute = counts * layer_s
     compute[-1] += head
-    exchanges = np.concatenate([hops, [0.0]]) + np.concatenate([[0.0], hops])
     alone = (num_micro_batches - 1) * float(compute.max()) + float(compute.sum())
     busy = compute + exchanges
     whole = (num_micro_batches - 1) * float(busy.max()) + float(compute.sum() + 2.0 * hops.sum())
@@ -332,32 +354,3 @@ def _limit_bytes(job: TrainingJob, cluster: Cluster, group: int) -> float:
     """Return the predicted peak up to which a device of the group fits with 99 % probability."""
     sigma = memory_coefficients(job.stack).sigma
     return usable_bytes(cluster.groups[group].node.device) * float(np.exp(-_SAFE_DEVIATIONS * sigma))
-
-
-def _hops_s(job: TrainingJob, cluster: Cluster, strategy: Strategy, layout: Layout) -> Floats:
-    """Return the time of one hop behind every stage but the last."""
-    size = strategy.micro_batch * job.seq_len * job.model.hidden * 2.0
-    hops = []
-    for index, (group, tp, stages) in enumerate(layout):
-        inside = cluster.group_cluster(group)
-        stride = np.array([tp * strategy.dp])
-        one = float(p2p_s(np.array([size / tp]), stride, inside.levels)[0]) if stages > 1 else 0.0
-        hops += [one] * (stages - 1)
-        if index < len(layout) - 1:
-            other, other_tp, _ = layout[index + 1]
-            level = _level_between(cluster, group, other)
-            hops.append(float(p2p_s(np.array([size / min(tp, other_tp)]), np.array([1]), (level,))[0]))
-    return np.array(hops)
-
-
-def _level_between(cluster: Cluster, first: int, second: int) -> Level:
-    """Return the best common fabric of two groups as one level over both."""
-    fabric = cluster.fabric_between(first, second)
-    return Level(
-        name="between",
-        size=cluster.num_devices,
-        bytes_per_s=cluster.bytes_per_s_between(first, second),
-        latency_s=max(fabric.latency_s, fabric.far_latency_s or 0.0),
-        kind=LinkKind.FABRIC,
-        technology=fabric.technology,
-    )

@@ -1,0 +1,74 @@
+"""What stages of a pipeline over groups of nodes hand on: one hop behind every stage but the last."""
+
+import numpy as np
+import numpy.typing as npt
+
+from costmodels.collectives.times import p2p_s
+from costmodels.job import TrainingJob
+from costmodels.strategy import Strategy
+from hardware.cluster import Cluster
+from hardware.levels import Level, LinkKind
+
+__all__ = ["Layout", "StageHops", "exchanges_s"]
+
+Floats = npt.NDArray[np.float64]
+
+Layout = tuple[tuple[int, int, int], ...]
+"""(group, tensor degree, stages) in pipeline order."""
+_ELEMENT_BYTES = 2.0
+
+
+def exchanges_s(hops_s: Floats) -> Floats:
+    """Return what every stage exchanges with its neighbours per micro-batch."""
+    out: Floats = np.concatenate([hops_s, [0.0]]) + np.concatenate([[0.0], hops_s])
+    return out
+
+
+class StageHops:
+    """Times of hops between stages, each kind of hop costed once."""
+
+    def __init__(self, job: TrainingJob, cluster: Cluster) -> None:
+        self._token_bytes = job.seq_len * job.model.hidden * _ELEMENT_BYTES
+        self._cluster = cluster
+        self._inside = [cluster.group_cluster(group).levels for group in range(len(cluster.groups))]
+        self._known: dict[tuple[int, ...], float] = {}
+
+    def seconds(self, strategy: Strategy, layout: Layout) -> Floats:
+        """Return the time of one hop behind every stage but the last. shape (stages - 1,)"""
+        hops: list[float] = []
+        batch = strategy.micro_batch
+        for index, (group, tp, stages) in enumerate(layout):
+            if stages > 1:
+                hops += [self._within(group, tp, strategy.dp, batch)] * (stages - 1)
+            if index < len(layout) - 1:
+                other, other_tp, _ = layout[index + 1]
+                hops.append(self._between(group, other, min(tp, other_tp), batch))
+        return np.array(hops)
+
+    def _within(self, group: int, tp: int, dp: int, micro_batch: int) -> float:
+        key = (group, tp, dp, micro_batch)
+        if key not in self._known:
+            size = np.array([micro_batch * self._token_bytes / tp])
+            self._known[key] = float(p2p_s(size, np.array([tp * dp]), self._inside[group])[0])
+        return self._known[key]
+
+    def _between(self, group: int, other: int, tp: int, micro_batch: int) -> float:
+        key = (group, other, tp, micro_batch, -1)
+        if key not in self._known:
+            level = _level_between(self._cluster, group, other)
+            size = np.array([micro_batch * self._token_bytes / tp])
+            self._known[key] = float(p2p_s(size, np.array([1]), (level,))[0])
+        return self._known[key]
+
+
+def _level_between(cluster: Cluster, first: int, second: int) -> Level:
+    """Return the best common fabric of two groups as one level over both."""
+    fabric = cluster.fabric_between(first, second)
+    return Level(
+        name="between",
+        size=cluster.num_devices,
+        bytes_per_s=cluster.bytes_per_s_between(first, second),
+        latency_s=max(fabric.latency_s, fabric.far_latency_s or 0.0),
+        kind=LinkKind.FABRIC,
+        technology=fabric.technology,
+    )
