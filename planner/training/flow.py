@@ -11,7 +11,7 @@ from costmodels.training.evaluate import evaluate
 from hardware.cluster import Cluster
 from hardware.errors import InfeasibleError, InputError
 from planner.facility import facility_note
-from planner.plan import FrontPoint, Placement, PlanFile, Search, TrainingPlan
+from planner.plan import Check, FrontPoint, Placement, PlanFile, Search, TrainingPlan
 from planner.plan_io import plan_document
 from planner.request import TrainRequest, allowed_values, group_speeds, resolve
 from planner.training.certificate import training_certificate
@@ -90,9 +90,9 @@ def _plan_alike(request: TrainRequest, job: TrainingJob, cluster: Cluster) -> Pl
     if not found.num_configs:
         raise no_strategy(space, cluster)
     by_levels, num_by_levels = best_level_plans(request, job, cluster)
-    costs = view.slowed(evaluate(job, cluster, found.best))
+    costs, checks = view.slowed(evaluate(job, cluster, found.best)), _alike_checks(found.best, job, cluster)
     placement, network = _placed(found.best.strategy(0), job, cluster)
-    plans = tuple(
+    made = [
         training_plan_of(
             found.best.strategy(row),
             costs,
@@ -104,13 +104,8 @@ def _plan_alike(request: TrainRequest, job: TrainingJob, cluster: Cluster) -> Pl
             cap_w=view.cap_w,
         )
         for row in range(len(found.best))
-    )
-    checks = search_checks(
-        len(found.best),
-        cluster,
-        lambda at, rows: evaluate(job, at, found.best.take(rows), corrected=False).step_s,
-    )
-    plans = tuple(replace(plan, certificate=plan.certificate + checks) for plan in plans)
+    ]
+    plans = tuple(replace(plan, certificate=plan.certificate + checks) for plan in made)
     plans = _with_levels(plans, by_levels, request=request, job=job, cluster=cluster)
     return PlanFile(
         kind="train",
@@ -130,6 +125,13 @@ def _plan_alike(request: TrainRequest, job: TrainingJob, cluster: Cluster) -> Pl
         ),
         provenance=training_provenance(job, cluster),
         pareto=_front(job, cluster, found.front),
+    )
+
+
+def _alike_checks(best: ConfigTable, job: TrainingJob, cluster: Cluster) -> tuple[Check, ...]:
+    """Return what the costs of these rows are checked for, learned corrections left out."""
+    return search_checks(
+        len(best), cluster, lambda at, rows: evaluate(job, at, best.take(rows), corrected=False).step_s
     )
 
 

@@ -9,8 +9,10 @@ from costmodels.strategy import Recompute
 from hardware.catalog import find_cluster
 from hardware.errors import InfeasibleError, SpecError
 from planner.request import TrainRequest
+from planner.training import mixed_plan
 from planner.training.flow import plan_training
 from planner.training.mixed_plan import best_mixed_pipelines
+from planner.training.stage_hops import StageHops
 from tests.planner.conftest import Meshwright
 
 JOB = TrainingJob(model=find_model("gpt3-13b"), seq_len=2048, global_batch=64)
@@ -55,6 +57,27 @@ def test_unlike_devices_get_unlike_layers():
     stages = {g: [s.num_layers for s in best.stages if s.group == g] for g in (0, 1)}
     rate = {g: len(stages[g]) and sum(stages[g]) for g in (0, 1)}
     assert rate[0] > rate[1] > 0
+
+
+def test_no_layer_split_beats_the_bound_with_exchanges():
+    cluster = replace(
+        find_cluster("holmes-hybrid"),
+        groups=tuple(replace(g, count=1) for g in find_cluster("holmes-hybrid").groups),
+    )
+    job = replace(JOB, global_batch=64)
+    shapes = list(mixed_plan._shapes(job, cluster, (1, 4), (Recompute.FULL,)))
+    costs = mixed_plan._group_costs(job, cluster, shapes)
+    hops = StageHops(job, cluster)
+    compared = 0
+    for strategy, layout in shapes:
+        entries = [costs[group, tp, stages, strategy] for group, tp, stages in layout]
+        hops_s = hops.seconds(strategy, layout)
+        pipeline = mixed_plan._pipeline(job, cluster, strategy, layout, entries, hops_s)
+        if pipeline is not None:
+            least_s = mixed_plan._exchange_bound_s(job, strategy, layout, entries, hops_s)
+            assert mixed_plan._bound_s(job, strategy, layout, entries) <= least_s <= pipeline.step_s
+            compared += 1
+    assert compared > 20
 
 
 def test_a_plan_file_names_stages_and_alternatives(meshwright: Meshwright, tmp_path):
