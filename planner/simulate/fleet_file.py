@@ -206,11 +206,14 @@ def fleet_from_file(entry: FleetFile, *, where: str = "fleet", folder: Path | No
     ]
     pools = []
     for number, pool in enumerate(entry.pools):
+        key = f"pools.{number}.engine"
         try:
-            pools.append(_pool(pool, folder or Path(), entry.catalogs))
+            engine = _capped(pool.engine, folder or Path(), entry.catalogs)
+            key = f"pools.{number}"
+            pools.append(_pool(pool, engine))
         except (ValueError, SpecError) as error:
             told = error.problems if isinstance(error, SpecError) else (str(error),)
-            problems += [f"pools.{number}.engine: {problem}" for problem in told]
+            problems += [f"{key}: {problem}" for problem in told]
     if problems:
         raise SpecError(where, problems)
     try:
@@ -234,16 +237,20 @@ def _link(entry: LinkEntry | None) -> Link | None:
     return None if entry is None else Link(bytes_per_s=entry.bytes_per_s, latency_s=entry.latency_s)
 
 
-def _pool(entry: PoolEntry, folder: Path, catalogs: tuple[str, ...]) -> Pool:
+def _capped(entry: EngineEntry, folder: Path, catalogs: tuple[str, ...]) -> EngineSpec:
+    return capped_engine(
+        _engine(entry, folder, catalogs),
+        cap_w=entry.cap_w,
+        prefill_frac=entry.prefill_frac,
+        decode_frac=entry.decode_frac,
+    )
+
+
+def _pool(entry: PoolEntry, engine: EngineSpec) -> Pool:
     rule = entry.reactive
     return Pool(
         name=entry.name,
-        engine=capped_engine(
-            _engine(entry.engine, folder, catalogs),
-            cap_w=entry.engine.cap_w,
-            prefill_frac=entry.engine.prefill_frac,
-            decode_frac=entry.engine.decode_frac,
-        ),
+        engine=engine,
         count=entry.count,
         min_count=entry.min_count,
         max_count=entry.max_count,

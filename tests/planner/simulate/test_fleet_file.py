@@ -69,11 +69,12 @@ pools:
         ("router: round-robin", "router: fastest", "router: 'fastest' is no router"),
         ("kv_tokens: 20000, ", "", "kv_tokens: is missing"),
         (f"coefficients: {COEFFICIENTS}, ", "", "exactly one of device, profile and coefficients"),
-        ("max_seqs: 32", "max_seqs: 0", "max_seqs must be at least 1"),
+        ("max_seqs: 32", "max_seqs: 0", "pools.0.engine: max_seqs must be at least 1"),
         ("max_seqs: 32", "max_seq: 32", "unexpected key"),
         ("max_seqs: 32", "policy: fifo", "'fifo' is unknown"),
         ("2 USD/h", "2 EUR/h", "not a quantity in USD/h"),
-        ("count: 2", "count: 0", "count must be at least 1"),
+        ("count: 2", "count: 0", "pools.0: pool main: count must be at least 1"),
+        ("max_seqs: 32", "run_ahead: maybe", "pools.0.engine.run_ahead: 'maybe' is not accepted"),
     ],
 )
 def test_wrong_fleets_name_the_key(tmp_path: Path, old: str, new: str, told: str) -> None:
