@@ -75,6 +75,7 @@ _NO_KEYS = ("compare_with", "request", "calibration", "output", "json")
 
 
 def plan_train(
+    context: typer.Context,
     model: ModelOption = None,
     cluster: ClusterOption = None,
     nodes: NodesOption = None,
@@ -101,8 +102,8 @@ def plan_train(
     json: JsonOption = False,
 ) -> None:
     """Find the fastest training configuration that fits in memory."""
-    # Flags have the names of the request's keys.
-    flags: dict[str, Any] = {name: value for name, value in locals().items() if name not in _NO_KEYS}
+    # Flags have the names of the request's keys; the context holds them as they were parsed.
+    flags: dict[str, Any] = {name: value for name, value in context.params.items() if name not in _NO_KEYS}
     with readable_errors(), calibrated_by(calibration):
         from planner.plan_io import plan_text, write_plan
         from planner.request import named_speeds, read_train_request
