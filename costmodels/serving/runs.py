@@ -3,8 +3,9 @@
 Columns are those of the collection that AIConfigurator ships (Apache-2.0). What a row leaves out is filled by
 the rules below, each named in `ServingRun.assumed`:
 
-* ``tp_size`` (or ``attention_dp_size``) may hold the product of an expert-parallel recipe's degrees, 8 x 8 =
-  64 on 8 devices; where the expert degrees are equal and above one they are the width;
+* ``tp_size`` (or ``attention_dp_size``) of an instance that does both may hold the product of an
+  expert-parallel recipe's degrees, 8 x 8 = 64 on 8 devices; where the expert degrees are equal and above one
+  they are the width;
 * clients in all are ``silicon_concurrency`` in ``source_tag``, else ``batch_size`` per attention group;
 * a split deployment without worker counts gets the counts that divide its clients, and one without a
   division of its devices is cut at the decode degree that leaves whole prefill workers.
@@ -199,8 +200,8 @@ def _degrees(row: Mapping[str, str], prefix: str, assumed: list[str]) -> tuple[i
     dp = _optional(row, f"{prefix}attention_dp_size") or 1
     ep = _optional(row, f"{prefix}moe_ep_size") or 1
     etp = _optional(row, f"{prefix}moe_tp_size") or 1
-    if ep > 1 and ep == etp and tp * dp == ep * etp:
-        assumed.append(f"{prefix or 'tp '}degrees are products; the width is {ep}")
+    if not prefix and ep > 1 and ep == etp and tp * dp == ep * etp:
+        assumed.append(f"tp degrees are products; the width is {ep}")
         return (1, ep, ep) if dp > 1 else (ep, 1, ep)
     return tp, dp, min(ep, tp * dp)
 
@@ -243,7 +244,7 @@ def _split_run(
 
 def _guess_decode(width: int, clients: int) -> tuple[int, int, int]:
     """Return tensor degree, attention groups and instances of a decode pool of known width and clients."""
-    if width <= 16 and clients < 40 * width:
+    if width <= 16 and clients < 40 * min(width, _MAX_TENSOR_WIDTH):
         divisors = [n for n in (4, 5, 7, 3, 9) if clients % n == 0 and clients >= n]
         return width, 1, divisors[0] if divisors else 1
     return 1, width, 1
