@@ -41,7 +41,8 @@ def draw_notes(items: Iterable[Item]) -> tuple[str, ...]:
         draw = item.draw
         if draw is None:
             continue
-        basis = "assumed" if item.role == "prefill" else "with whole models held out"
+        held_out = "whole models" if draw.measured else "either measured device"
+        basis = "assumed" if item.role == "prefill" else f"with {held_out} held out"
         borrowed = "" if draw.measured else ", not measured itself, hence the wider interval"
         found.append(
             f"watts of {item.offer.device.name} ({item.role}): {draw.source}{borrowed}; "
