@@ -11,6 +11,7 @@ Held out means: whole groups (same model, devices and batch) are left out, five 
 import argparse
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,6 +45,7 @@ from costmodels.training.step_inputs import StepInputs
 Floats = npt.NDArray[np.float64]
 Index = npt.NDArray[np.intp]
 Labels = npt.NDArray[np.str_]
+Flags = npt.NDArray[np.bool_]
 
 ROOT = Path(__file__).resolve().parents[1] / "costmodels" / "data" / "coefficients" / "training"
 MANY_TREES = TreeSettings(num_trees=400, depth=4, learning_rate=0.05, min_rows_per_leaf=4, l2=1.0)
@@ -52,6 +54,16 @@ MANY_RUNS = 200
 NUM_FOLDS = 5
 WORTH = 0.97
 """Of the analytic model's held-out error, the most that a correction may leave to ship."""
+RANGED: dict[str, Callable[[Run], int]] = {
+    "devices": lambda r: r.cluster.num_devices,
+    "seq_len": lambda r: r.job.seq_len,
+    "hidden": lambda r: r.job.model.hidden,
+    "tp": lambda r: r.strategy.tp,
+    "pp": lambda r: r.strategy.pp,
+    "cp": lambda r: r.strategy.cp,
+    "ep": lambda r: r.strategy.ep,
+}
+"""What a plan is held against: outside of these ranges of a stack's runs it is extrapolated."""
 MIN_RUNS_TO_LEARN = 30
 """Runs that a stack needs before a correction is tried."""
 
@@ -232,17 +244,35 @@ def within_others(runs: list[Run], samples: StackSamples, predicted: Floats, lab
     return out
 
 
+def ground(runs: list[Run], rows: Index) -> dict[str, object]:
+    """Return the sources of some runs and the range of what they ran."""
+    chosen = [runs[i] for i in rows]
+    ranges = {
+        name: [min(read(r) for r in chosen), max(read(r) for r in chosen)] if chosen else []
+        for name, read in RANGED.items()
+    }
+    return {"sources": sorted({r.source for r in chosen}), "ranges": ranges if chosen else {}}
+
+
+def held_out_mape(error: Floats, mine: Flags, experts: Flags) -> str:
+    """Return the mean error of a stack's runs in words, of dense and routed models where it has both."""
+    size = np.abs(error)
+    kinds = {name: mine & kind for name, kind in (("dense", ~experts), ("routed", experts))}
+    parts = [f"{name} {size[rows].mean():.1%}" for name, rows in kinds.items() if rows.any()]
+    return f"{size[mine].mean():.1%}" + (f" ({', '.join(parts)})" if len(parts) > 1 else "")
+
+
 def write(
     path: Path,
     fitted: dict[str, Stack],
     pooled: dict[str, float],
     sigma: dict[str, dict[str, float]],
     counts: dict[str, int],
-    sources: dict[str, list[str]],
+    behind: dict[str, dict[str, object]],
     added: Between,
     devices: list[str],
     corrections: dict[str, object],
-    mape: dict[str, float],
+    mape: dict[str, str],
 ) -> None:
     """Write the coefficient files."""
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -251,7 +281,7 @@ def write(
     shared = {k: round(v, 4) for k, v in pooled.items()}
     for name, entry in data["stacks"].items():
         entry |= {label: round(value, 4) for label, value in sigma.get(name, sigma[""]).items()}
-        entry["sources"] = sources.get(name, [])
+        entry |= behind[name]
         entry["adjust"] = shared
         if name in ANCHORED:
             continue
@@ -260,7 +290,7 @@ def write(
         entry["evidence"] = f"no run of this stack; host and hiding moved as in {len(counts)} measured stacks"
         if name in counts:
             entry["adjust"] = shared | {k: round(v, 4) for k, v in stack.adjust}
-            entry["evidence"] = f"{counts[name]} measured runs; held-out MAPE {mape[name]:.1%}"
+            entry["evidence"] = f"{counts[name]} measured runs; held-out MAPE {mape[name]}"
     stamp = {"samples": path.name, "samples_sha256": digest, "date": datetime.now(UTC).date().isoformat()}
     file.write_text(
         json.dumps(
@@ -312,7 +342,7 @@ def main() -> None:
         ~routed(runs),
     )
     print(f"between sources and devices: {added}")
-    behind = {n: sorted(set(label[runs_behind(samples, n, everyone)].tolist())) for n in bases}
+    behind = {n: ground(runs, runs_behind(samples, n, everyone)) for n in bases}
     mape = {n: float(np.abs(final[mine[n]] / samples.measured_s[mine[n]] - 1).mean()) for n in names}
     corrections: dict[str, object] = {}
     for name in wins:
@@ -337,7 +367,8 @@ def main() -> None:
         }
     if arguments.write:
         devices = sorted(set(samples.key.tolist()))
-        write(arguments.runs, fitted, pooled, sigma, counts, behind, added, devices, corrections, mape)
+        said = {n: held_out_mape(final / samples.measured_s - 1, mine[n], routed(runs)) for n in names}
+        write(arguments.runs, fitted, pooled, sigma, counts, behind, added, devices, corrections, said)
         print(f"written to {ROOT}")
 
 

@@ -8,7 +8,7 @@ Held out by group: whole groups (same model, devices and batch) are left out in 
 refitted.
 Held out by source: each source is left out whole, so its software stack keeps what is assumed of it unless
 another source shares it. The regressor is a plain boosted-tree model on the same columns; constant MFU is one
-share of the rated peak. Figures of earlier tools are those measured on the larger set these runs come from.
+share of the rated peak. The tables under README are the README's, figures of earlier tools beside.
 """
 
 import argparse
@@ -38,6 +38,7 @@ from benchmarks.training_spread import (
     source_variance,
     sources_of,
 )
+from benchmarks.training_table import readme_table, readme_ways
 from costmodels.accuracy import Errors, errors
 from costmodels.intervals import Z90
 from costmodels.model_flops import training_flops
@@ -49,7 +50,7 @@ from costmodels.training.stack_fit import StackSamples
 
 Floats = npt.NDArray[np.float64]
 
-EARLIER = "earlier tools: Calculon 33.5 % (22.1 % from 32 devices on), llm-analysis 53 %"
+HEADER = "| rows | n | MAPE | median | signed | regret | random | coverage |\n" + "|---" * 8 + "|"
 
 
 def ideal_s(runs: list[Run]) -> Floats:
@@ -168,38 +169,37 @@ def main() -> None:
         for rows in ((samples.stack == name) & big, (samples.stack == name) & ~big):
             if rows.sum() >= MIN_RUNS:
                 sigma[rows] = sigma_of(corrected[rows], measured[rows])
-    header = "| rows | n | MAPE | median | signed | regret | random | coverage |\n" + "|---" * 8 + "|"
-    print("Held out by group\n\n" + header)
-    each = {
-        s: figures(runs, corrected, measured, sigma, np.flatnonzero(sources == s))
-        for s in sorted(set(sources))
-    }
-    for source, e in each.items():
-        print(line(source, e))
-    print(line("32 devices and more", figures(runs, corrected, measured, sigma, np.flatnonzero(big))))
-    print(line("all", figures(runs, corrected, measured, sigma, everyone)))
-    print(f"\nmean over sources: {np.mean([e.mape_frac for e in each.values()]):.1%}\n")
     folds = folds_of(runs)
     others = {
-        "analytic model alone": (analytic, sigma),
+        "the analytic model without learned corrections": (analytic, sigma),
+        "each source left out whole": (left.step_s, left_sigma),
         "boosted trees without physics": (regressor(runs, measured, folds), sigma),
         "constant MFU": (constant_mfu(runs, measured, folds), sigma),
-        "this model, source left out": (left.step_s, left_sigma),
     }
-    print("All rows, other ways\n\n" + header)
-    for label, (predicted, spread) in others.items():
-        known = np.flatnonzero(~np.isnan(predicted))
-        print(line(label, figures(runs, predicted, measured, spread, known)))
-    print(f"\n{EARLIER}")
-    print("\nSource left out, interval from the other sources\n\n" + header)
-    alone = {
-        s: figures(runs, left.step_s, measured, left_sigma, np.flatnonzero(sources == s))
-        for s in sorted(set(sources))
-    }
-    for source, e in alone.items():
-        print(line(source, e))
-    print(f"\nmean over sources: {np.mean([e.mape_frac for e in alone.values()]):.1%}", end=", ")
-    print(f"coverage {np.mean([e.interval_coverage_frac for e in alone.values()]):.2f}")
+
+    def errors_of(name: str) -> Errors:
+        predicted, spread = others[name]
+        return figures(runs, predicted, measured, spread, np.flatnonzero(~np.isnan(predicted)))
+
+    for title, predicted, spread in (
+        ("Held out by group", corrected, sigma),
+        ("Source left out, interval from the other sources", left.step_s, left_sigma),
+    ):
+        each = {
+            s: figures(runs, predicted, measured, spread, np.flatnonzero(sources == s))
+            for s in sorted(set(sources))
+        }
+        print(f"{title}\n\n{HEADER}")
+        print("\n".join(line(source, e) for source, e in each.items()))
+        mean = np.mean([e.mape_frac for e in each.values()])
+        coverage = np.mean([e.interval_coverage_frac for e in each.values()])
+        print(f"\nmean over sources: {mean:.1%}, coverage {coverage:.2f}\n")
+    # The mean and the coverage of the last pass are those of whole sources left out.
+    remark = {"each source left out whole": f"mean over sources {100 * mean:.1f} %, coverage {coverage:.2f}"}
+    print("README\n")
+    print("\n".join(readme_table(runs, lambda rows: figures(runs, corrected, measured, sigma, rows))))
+    print()
+    print("\n".join(readme_ways({name: (errors_of(name), remark.get(name, "")) for name in others})))
 
 
 if __name__ == "__main__":

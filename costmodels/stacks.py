@@ -27,6 +27,7 @@ __all__ = [
     "device_factor",
     "device_keys",
     "find_stack",
+    "fitted_ranges",
     "stack_names",
 ]
 
@@ -202,6 +203,15 @@ def between_runs() -> Mapping[str, Any]:
     """Return what ships on the spread between sources, with the devices and formats that have runs."""
     found: Mapping[str, Any] = _file()["between"]
     return found
+
+
+def fitted_ranges(name: str) -> Mapping[str, tuple[int, int]]:
+    """Return least and most of what the runs behind a stack ran; empty without runs.
+
+    The keys are devices, seq_len, hidden and the degrees tp, pp, cp and ep.
+    """
+    ranges: dict[str, list[int]] = _table().get(name, {}).get("ranges", {})
+    return {column: (low, high) for column, (low, high) in ranges.items()}
 
 
 def stack_names() -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from costmodels.cost_table import CostTable
 from costmodels.job import TrainingJob
 from costmodels.kernels.times import kernel_model
 from costmodels.power.draw import device_power, step_energy_j
-from costmodels.stacks import Stack, find_stack
+from costmodels.stacks import Stack, find_stack, fitted_ranges
 from costmodels.strategy import Strategy
 from costmodels.training.layer_costs import matmul_dtype
 from costmodels.training.spread import between, is_new_device, is_new_source
@@ -110,20 +110,33 @@ def _energy_note(device: Device) -> str:
 def _interval_notes(stack: Stack, device: Device, number_format: str) -> list[str]:
     """Return what the interval counts in beyond the spread within measured sources."""
     added = between()
-    notes = []
+    counted = []
     if is_new_source(stack, ""):
         spread = added.source if stack.sources else added.stack
-        ground = "other clusters than the measured ones" if stack.sources else "a stack that was not measured"
-        notes.append(
-            f"the interval counts in that this is {ground}: a further spread of {spread:.2f} in ln, and"
-            f" {added.host_frac:.2f} of the share of the step that waits for the host"
+        new = "clusters of other owners" if stack.sources else "a stack that was not measured"
+        counted.append(
+            f"{spread:.2f} in ln for {new}, {added.host_frac:.2f} of the share of the step that waits for"
+            " the host"
         )
     if is_new_device(stack, device, number_format):
-        notes.append(
-            f"it counts in that no run on {device.name} in {number_format} was measured: a further"
-            f" {added.device:.2f} in ln"
-        )
-    return notes
+        counted.append(f"{added.device:.2f} for a device and format without a fitted run")
+    return [f"the interval is wider than among measured runs by {', '.join(counted)}"] if counted else []
+
+
+def _range_notes(job: TrainingJob, num_devices: int, best: Strategy) -> list[str]:
+    """Return where the best strategy lies outside of what the runs of its stack ran."""
+    found = {
+        "devices": num_devices,
+        "seq_len": job.seq_len,
+        "hidden": job.model.hidden,
+        **{degree: getattr(best, degree) for degree in ("tp", "pp", "cp", "ep")},
+    }
+    outside = [
+        f"{name} {found[name]:,} (measured {low:,} to {high:,})"
+        for name, (low, high) in fitted_ranges(job.stack).items()
+        if not low <= found[name] <= high
+    ]
+    return [f"beyond the runs that {job.stack} was fitted to: {', '.join(outside)}"] if outside else []
 
 
 def _stack_notes(job: TrainingJob, device: Device) -> list[str]:
@@ -148,6 +161,7 @@ def training_diagnostics(job: TrainingJob, cluster: Cluster, best: Strategy) -> 
     """Return what was assumed, what was left out, and where the best plan stands on thin ground."""
     notes = [
         *_stack_notes(job, cluster.device),
+        *_range_notes(job, cluster.num_devices, best),
         f"optimizer {job.optimizer} with fp32 master weights and moments",
         *_kernel_notes(cluster.device),
         _energy_note(cluster.device),

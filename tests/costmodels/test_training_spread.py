@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from costmodels.intervals import Z90, covering_spread
-from costmodels.stacks import find_stack, stack_names
+from costmodels.stacks import find_stack, fitted_ranges, stack_names
 from costmodels.strategy import ConfigTable, Strategy
 from costmodels.training.evaluate import evaluate
 from costmodels.training.spread import between, is_new_device, is_new_source
@@ -101,3 +101,11 @@ def test_covering_spread_weighs_errors() -> None:
     one = covering_spread(error, none, share=0.5, weight=np.array([3.0, 1.0]))
     other = covering_spread(error, none, share=0.5, weight=np.array([1.0, 3.0]))
     assert (one, other) == pytest.approx((0.1 / Z90, 1.0 / Z90))
+
+
+def test_ranges_of_a_stack_hold_its_runs_and_no_other_has_any() -> None:
+    ranges = fitted_ranges("composer-fsdp")
+    assert set(ranges) == {"devices", "seq_len", "hidden", "tp", "pp", "cp", "ep"}
+    assert all(0 < low <= high for low, high in ranges.values())
+    assert fitted_ranges("megatron-unfused") == {}
+    assert fitted_ranges("no-such-stack") == {}

@@ -179,3 +179,28 @@ def test_explain_and_compare(meshwright: Meshwright, tmp_path: Path) -> None:
     same = json.loads(meshwright("compare", plan, plan, "--json").stdout)
     assert same["decisions"] == {}
     assert same["step_s"]["first"] == same["step_s"]["second"]
+
+
+def test_a_plan_says_what_its_interval_counts_in(meshwright: Meshwright, tmp_path: Path) -> None:
+    def note(*flags: str) -> str:
+        plan = tmp_path / "plan.json"
+        assert meshwright("plan", "train", *SMALL, *flags, "-o", plan).exit_code == 0
+        return next(n for n in read_plan(plan).diagnostics if n.startswith("the interval is wider"))
+
+    assert "clusters of other owners" in note()
+    assert "a stack that was not measured" in note("--stack", "megatron-unfused")
+    assert "a device and format without a fitted run" not in note()
+    assert "a device and format without a fitted run" in note("--cluster", "mi300x")
+
+
+def test_a_strategy_beyond_the_measured_runs_is_named(meshwright: Meshwright, tmp_path: Path) -> None:
+    def beyond(*flags: str) -> list[str]:
+        out = tmp_path / "estimate.json"
+        request = (*SMALL, "--stack", "composer-fsdp")
+        result = meshwright("estimate", "train", *request, "--micro-batch", "1", *flags, "-o", out)
+        assert result.exit_code == 0, result.output
+        return [n for n in read_plan(out).diagnostics if n.startswith("beyond the runs")]
+
+    assert beyond("--tp", "1", "--zero", "3") == []
+    (note,) = beyond("--tp", "4")
+    assert "tp 4 (measured 1 to 1)" in note
