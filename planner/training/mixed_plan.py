@@ -105,7 +105,8 @@ def best_mixed_pipelines(
     attained : measured speed of a device of each group, by index, in any unit; the fastest group keeps its
         predicted time and the others are slower by what was measured instead of what is predicted.
     """
-    shapes = list(_shapes(job, cluster, micro_batches, recomputes))
+    kinds = _kinds(cluster, attained or {})
+    shapes = list(_shapes(job, cluster, micro_batches, recomputes, kinds))
     costs = _as_attained(_group_costs(job, cluster, shapes), attained or {})
     queue = []
     for number, (strategy, layout) in enumerate(shapes):
@@ -175,10 +176,23 @@ GroupCosts = dict[tuple[int, int, int, Strategy], _GroupCosts]
 """By (group, tensor degree, stages, strategy)."""
 
 
+def _kinds(cluster: Cluster, attained: dict[int, float]) -> list[int]:
+    """Return for every group the first one that it equals but for its name."""
+    alike = [(replace(group, name=""), attained.get(index)) for index, group in enumerate(cluster.groups)]
+    return [alike.index(entry) for entry in alike]
+
+
 def _shapes(
-    job: TrainingJob, cluster: Cluster, micro_batches: tuple[int, ...], recomputes: tuple[Recompute, ...]
+    job: TrainingJob,
+    cluster: Cluster,
+    micro_batches: tuple[int, ...],
+    recomputes: tuple[Recompute, ...],
+    kinds: list[int],
 ) -> Iterator[tuple[Strategy, Layout]]:
-    """Yield every division of the groups into replicas, tensor degrees and stages that uses all devices."""
+    """Yield every division of the groups into replicas, tensor degrees and stages that uses all devices.
+
+    Equal groups in each other's places are one layout.
+    """
     sizes = [group.num_devices for group in cluster.groups]
     for dp in (d for d in range(1, min(sizes) + 1) if job.global_batch % d == 0):
         options = []
@@ -195,12 +209,13 @@ def _shapes(
             pp = sum(stages for _, stages in choice)
             if pp > job.model.num_layers:
                 continue
+            layouts = [layout for layout in _orders(choice) if _is_first(layout, kinds)]
             for micro_batch, recompute in product(micro_batches, recomputes):
                 if job.global_batch // dp % micro_batch == 0:
                     strategy = Strategy(
                         tp=choice[0][0], pp=pp, dp=dp, micro_batch=micro_batch, recompute=recompute
                     )
-                    yield from ((strategy, layout) for layout in _orders(choice))
+                    yield from ((strategy, layout) for layout in layouts)
 
 
 def _orders(choice: tuple[tuple[int, int], ...]) -> Iterator[Layout]:
@@ -211,13 +226,24 @@ def _orders(choice: tuple[tuple[int, int], ...]) -> Iterator[Layout]:
     yield from permutations(entries)
 
 
+def _is_first(layout: Layout, kinds: list[int]) -> bool:
+    """Return whether equal groups stand in their own order."""
+    last: dict[int, int] = {}
+    for group, _, _ in layout:
+        if last.get(kinds[group], -1) > group:
+            return False
+        last[kinds[group]] = group
+    return True
+
+
 def _group_costs(job: TrainingJob, cluster: Cluster, shapes: list[tuple[Strategy, Layout]]) -> GroupCosts:
     """Return the costs of every group under every strategy that some shape gives it, one table per group."""
     wanted: dict[int, dict[tuple[int, int, Strategy], Strategy]] = {}
     for strategy, layout in shapes:
         for group, tp, stages in layout:
-            alone = replace(strategy, tp=tp, sequence_parallel=tp > 1)
-            wanted.setdefault(group, {})[tp, stages, strategy] = alone
+            entries = wanted.setdefault(group, {})
+            if (tp, stages, strategy) not in entries:
+                entries[tp, stages, strategy] = replace(strategy, tp=tp, sequence_parallel=tp > 1)
     found: GroupCosts = {}
     for group, entries in wanted.items():
         rows = list(dict.fromkeys(entries.values()))

@@ -65,7 +65,7 @@ def test_no_layer_split_beats_the_bound_with_exchanges():
         groups=tuple(replace(g, count=1) for g in find_cluster("holmes-hybrid").groups),
     )
     job = replace(JOB, global_batch=64)
-    shapes = list(mixed_plan._shapes(job, cluster, (1, 4), (Recompute.FULL,)))
+    shapes = list(mixed_plan._shapes(job, cluster, (1, 4), (Recompute.FULL,), [0, 1]))
     costs = mixed_plan._group_costs(job, cluster, shapes)
     hops = StageHops(job, cluster)
     compared = 0
@@ -78,6 +78,24 @@ def test_no_layer_split_beats_the_bound_with_exchanges():
             assert mixed_plan._bound_s(job, strategy, layout, entries) <= least_s <= pipeline.step_s
             compared += 1
     assert compared > 20
+
+
+def test_equal_groups_are_one_layout_whichever_comes_first():
+    """Two halls of each kind: a quarter of the layouts, none of them lost but for names."""
+    base = find_cluster("holmes-hybrid")
+    halls = tuple(replace(base.groups[i % 2], count=1, name=f"hall {i}") for i in range(4))
+    cluster = replace(base, groups=halls)
+    job = replace(JOB, model=find_model("gpt3-1.3b"))
+    assert mixed_plan._kinds(cluster, {}) == [0, 1, 0, 1]
+    assert mixed_plan._kinds(cluster, {0: 1.0, 2: 2.0}) == [0, 1, 2, 1]
+    few = list(mixed_plan._shapes(job, cluster, (1,), (Recompute.NONE,), [0, 1, 0, 1]))
+    all_of_them = list(mixed_plan._shapes(job, cluster, (1,), (Recompute.NONE,), [0, 1, 2, 3]))
+    assert len(all_of_them) == 4 * len(few)
+
+    def unnamed(shapes):
+        return {(s.dp, s.pp, tuple((g % 2, tp, n) for g, tp, n in layout)) for s, layout in shapes}
+
+    assert unnamed(few) == unnamed(all_of_them)
 
 
 def test_a_plan_file_names_stages_and_alternatives(meshwright: Meshwright, tmp_path):
