@@ -2,7 +2,8 @@
 
 Power of the same product differs by 30 to 40 % between two measuring frameworks, so every source has its own
 trees and its own name; a device takes the source that `SOURCES` lists first for it. The trees predict
-ln(watts over rated power); the answer never exceeds rated power.
+ln(watts over rated power) as the source reads it, its sessions' drift included where it measured that very
+shape (`costmodels.power.session`); the answer never exceeds rated power.
 """
 
 from collections.abc import Mapping
@@ -13,9 +14,18 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodels.power.data import read_power_coefficients
-from costmodels.power.trees import FreeTrees
+from costmodels.power.shape_draw import ShapeDraw, Shapes
+from hardware.errors import OutOfDomainError
 
-__all__ = ["FORMATS", "SOURCES", "MatmulPower", "PowerMachine", "matmul_features", "matmul_power"]
+__all__ = [
+    "FORMATS",
+    "SOURCES",
+    "MatmulPower",
+    "PowerMachine",
+    "matmul_features",
+    "matmul_power",
+    "product_shapes",
+]
 
 Floats = npt.NDArray[np.float64]
 
@@ -69,24 +79,56 @@ class MatmulPower:
     """The draw of one device under matrix products, as one source measured it."""
 
     source: str
-    formats: tuple[str, ...]
-    """Formats that were measured."""
     machine: PowerMachine
-    trees: tuple[FreeTrees, ...]
-    """Their mean is the prediction."""
+    draws: tuple[ShapeDraw, ...]
+    """One per group of formats."""
     least_w: float
     """Lowest reading: a device that waits for launches."""
     log_sigma: float
     """Spread of ln(measured / predicted) on shapes held out."""
 
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """Formats that were measured."""
+        return tuple(name for draw in self.draws for name in draw.formats)
+
     def draw_w(self, m: Floats, n: Floats, k: Floats, fmt: str) -> Floats:
-        """Return the natural draw of each product. [W]"""
-        index = np.full(np.shape(m), list(FORMATS).index(fmt), dtype=float)
-        rows, columns, depth = (np.asarray(x, dtype=float) for x in (m, n, k))
-        features = matmul_features(rows, columns, depth, index, self.machine)
-        share = np.exp(np.mean([t.predict(features) for t in self.trees], axis=0))
+        """Return the natural draw of each product. [W]
+
+        Raises
+        ------
+        OutOfDomainError
+            if the source did not measure the format.
+        """
+        draw = next((d for d in self.draws if fmt in d.formats), None)
+        if draw is None:
+            message = f"{self.source} measured no {fmt} products; it has {', '.join(self.formats)}"
+            raise OutOfDomainError(message)
+        shapes = product_shapes(m, n, k, np.full(np.shape(m), fmt), draw.formats, self.machine)
+        share = np.exp(draw.log_share(shapes))
         watts: Floats = np.clip(share * self.machine.rated_w, self.least_w, self.machine.rated_w)
         return watts
+
+
+def product_shapes(
+    m: Floats,
+    n: Floats,
+    k: Floats,
+    fmt: npt.NDArray[np.str_],
+    formats: tuple[str, ...],
+    machine: PowerMachine,
+) -> Shapes:
+    """Return products in formats of one group as the trees take them."""
+    rows, columns, depth = (np.asarray(x, dtype=float) for x in (m, n, k))
+    names = list(FORMATS)
+    index = np.array([names.index(name) for name in fmt], dtype=float)
+    return Shapes(
+        features=matmul_features(rows, columns, depth, index, machine),
+        m=rows,
+        n=columns,
+        k=depth,
+        group=np.array([formats.index(name) for name in fmt], dtype=np.int64),
+    )
 
 
 @cache
@@ -98,9 +140,8 @@ def matmul_power(device_name: str) -> MatmulPower | None:
     data = read_power_coefficients(f"matmul_{source}")
     return MatmulPower(
         source=source,
-        formats=tuple(data["formats"]),
         machine=PowerMachine(**data["machine"]),
-        trees=tuple(FreeTrees.from_json(t) for t in data["trees"]),
+        draws=tuple(ShapeDraw.from_json(d) for d in data["draws"]),
         least_w=float(data["least_w"]),
         log_sigma=float(data["log_sigma"]),
     )

@@ -5,6 +5,7 @@ import pytest
 
 from costmodels.power.kernels import SOURCES, matmul_power
 from costmodels.power.trees import FreeTrees, fit_free_trees
+from hardware.errors import OutOfDomainError
 
 
 def test_trees_predict_as_the_library_that_fitted_them_and_survive_json():
@@ -30,6 +31,13 @@ def test_large_products_draw_twice_what_launch_bound_ones_do_and_never_more_than
     assert watts[0] > 2 * watts[1] >= 2 * power.least_w
     assert watts[1] < 0.5 * power.machine.rated_w
     assert watts.max() <= power.machine.rated_w
+
+
+def test_a_format_that_the_source_did_not_measure_is_refused_by_name():
+    power = matmul_power("h200")
+    assert power is not None
+    with pytest.raises(OutOfDomainError, match="measured no nvfp4 products; it has bf16, fp8-block"):
+        power.draw_w(*(np.array([64.0]) for _ in range(3)), "nvfp4")
 
 
 def test_a_device_that_no_source_measured_has_none():
