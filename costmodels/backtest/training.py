@@ -13,6 +13,7 @@ from costmodels.accuracy import Errors, Feasibility, errors, feasibility
 from costmodels.run_table import read_run_table
 from costmodels.training.evaluate import evaluate
 from costmodels.training.runs import NEEDED_COLUMNS, Run, group_runs, parse_runs
+from costmodels.training.stack_choice import knows_source
 
 __all__ = ["TrainingBacktest", "backtest_training", "predict_runs"]
 
@@ -86,7 +87,13 @@ def predict_runs(runs: list[Run]) -> RunPredictions:
     """Return predictions for every run, costed as tables of strategies that share job and cluster."""
     out = RunPredictions(*(np.full(len(runs), np.nan) for _ in range(5)))
     for group in group_runs(runs):
-        costs = evaluate(group.job, group.cluster, group.configs, source=group.source)
+        costs = evaluate(
+            group.job,
+            group.cluster,
+            group.configs,
+            source=group.source,
+            stack_known=knows_source(group.source),
+        )
         out.step_s[group.index] = costs.step_s
         out.low_s[group.index] = costs.step_low_s
         out.high_s[group.index] = costs.step_high_s

@@ -89,6 +89,7 @@ def evaluate(
     stack: Stack | None = None,
     corrected: bool = True,
     source: str = "",
+    stack_known: bool = True,
 ) -> CostTable:
     """Return time and memory of every row of `configs`; row i of the answer is row i of the question.
 
@@ -97,6 +98,7 @@ def evaluate(
     stack : coefficients to use in place of the shipped ones of ``job.stack``; no learned correction then.
     corrected : whether the stack's learned correction, where it has one, is applied.
     source : the publication of a measured run; the interval is wider where the stack was not fitted to it.
+    stack_known : False where the stack of such a run is a guess, which widens the interval too.
     """
     named = stack if stack is not None else find_stack(job.stack)
     chosen = named.on(cluster.device.name, matmul_dtype(job.precision))
@@ -106,7 +108,15 @@ def evaluate(
     correction_s, within = np.zeros(rows), np.full(rows, within_log_sigma(job, chosen))
     if corrected and stack is None:
         correction_s, within = _corrected(job, configs, inputs, parts, chosen, cluster.num_devices)
-    sigma = step_log_sigma(within, parts, job=job, device=cluster.device, stack=chosen, source=source)
+    sigma = step_log_sigma(
+        within,
+        parts,
+        job=job,
+        device=cluster.device,
+        stack=chosen,
+        source=source,
+        stack_known=stack_known,
+    )
     memory: MemoryTable = peak_memory(job, configs, chosen)
     usable = usable_bytes(cluster.device)
     return CostTable(

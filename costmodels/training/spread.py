@@ -81,7 +81,14 @@ def _unmeasured_kernels(device: Device, number_format: str) -> float:
 
 
 def step_log_sigma(
-    within: Floats, parts: StepParts, *, job: TrainingJob, device: Device, stack: Stack, source: str
+    within: Floats,
+    parts: StepParts,
+    *,
+    job: TrainingJob,
+    device: Device,
+    stack: Stack,
+    source: str,
+    stack_known: bool,
 ) -> Floats:
     """Return the spread of ln(measured / predicted) of every row.
 
@@ -90,13 +97,14 @@ def step_log_sigma(
     within : what is left inside the sources of the stack. shape (rows,)
     parts : the step of each row, which says how much of it waits for the host.
     source : where the step would be measured; empty for a cluster that nobody measured.
+    stack_known : False where the stack is a guess, which is as good as none that was measured.
     """
     variance = within**2
     added = between()
     number_format = matmul_dtype(job.precision)
     if is_new_source(stack, source):
         waits = parts.host_s / parts.total_s
-        new = added.source if stack.sources else added.stack
+        new = added.source if stack.sources and stack_known else added.stack
         variance = variance + new**2 + (added.host_frac * waits) ** 2
     if is_new_device(stack, device, number_format):
         variance = variance + added.device**2 + _unmeasured_kernels(device, number_format) ** 2

@@ -4,7 +4,7 @@ import re
 
 from costmodels.run_table import RunRow
 
-__all__ = ["stack_of_run"]
+__all__ = ["knows_source", "stack_of_run"]
 
 _SOURCES = (
     (r"vtrain", "megatron-deepspeed-2021"),
@@ -41,16 +41,26 @@ def _megatron_core(reference: str) -> str:
     return next((s for first, s in _MEGATRON_CORE if match.group(1) > first), "megatron-core-24.11")
 
 
-def _by_kernel(kernel: str) -> str | None:
-    name = kernel.lower()
+_LAYER_NORM = ("gpt", "mpt", "nemotron", "bloom")
+"""Architectures that normalise with layer norms."""
+
+
+def _by_kernel(row: RunRow) -> str | None:
+    """Return the stack that the kernel column names, None where it says too little.
+
+    What tells the Megatron-like stacks of 2022 and 2023 apart is an RMS norm without a kernel of its own;
+    layer norms were fused everywhere.
+    """
+    name = row.text("kernel").lower()
+    layer_norm = row.text("arch", "gpt") in _LAYER_NORM
     if "rms" in name:
         return "megatron-flash2-rms"
     if re.search(r"flash.*2", name):
-        return "megatron-flash2"
+        return "megatron-flash2-rms" if layer_norm else "megatron-flash2"
     if "flash" in name:
         return "megatron-flash1"
     if "megatron" in name and "megascale" not in name:
-        return "megatron-fused-softmax"
+        return None if layer_norm else "megatron-fused-softmax"
     if "torch" in name or "unfused" in name or "eager" in name:
         return "megatron-unfused"
     return None
@@ -68,6 +78,11 @@ def _by_switches(row: RunRow) -> str:
     return "megatron-2022" if row.optional("sp") == 1 else "megatron-2021"
 
 
+def knows_source(source: str) -> bool:
+    """Return whether the software of a source is known rather than guessed from its columns."""
+    return "megascale" in source.lower() or any(re.search(p, source.lower()) for p, _ in _SOURCES)
+
+
 def stack_of_run(row: RunRow) -> str:
     """Return the name of the software stack of one row of a run table."""
     source, kernel = row.text("source").lower(), row.text("kernel")
@@ -78,4 +93,4 @@ def stack_of_run(row: RunRow) -> str:
             if "sc21-t2" in source and row.optional("zero") == 3:
                 return "deepspeed-zero3-2021"
             return _megatron_core(row.text("source_ref")) if stack == "megatron-core" else stack
-    return _by_kernel(kernel) or _by_switches(row)
+    return _by_kernel(row) or _by_switches(row)

@@ -89,6 +89,13 @@ def _row(**values: str) -> RunRow:
         ({"source": "Megatron-Bridge", "source_ref": "docs [26.08 NeMo Container]"}, "megatron-core"),
         ({"source": "elsewhere", "kernel": "flash_attention2 + RMSNorm kernel"}, "megatron-flash2-rms"),
         ({"source": "elsewhere", "kernel": "torch"}, "megatron-unfused"),
+        ({"source": "elsewhere", "kernel": "megatron-fused-softmax", "arch": "gpt"}, "megatron-2021"),
+        (
+            {"source": "elsewhere", "kernel": "megatron-fused-softmax", "arch": "llama"},
+            "megatron-fused-softmax",
+        ),
+        ({"source": "elsewhere", "kernel": "flash2", "arch": "gpt"}, "megatron-flash2-rms"),
+        ({"source": "elsewhere", "kernel": "flash2", "arch": "llama"}, "megatron-flash2"),
         ({"source": "elsewhere", "gpu": "H100", "zero": "3"}, "fsdp2"),
         ({"source": "elsewhere", "gpu": "A100", "sp": "1"}, "megatron-2022"),
     ],

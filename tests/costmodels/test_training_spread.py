@@ -10,6 +10,7 @@ from costmodels.stacks import find_stack, fitted_ranges, stack_names
 from costmodels.strategy import ConfigTable, Strategy
 from costmodels.training.evaluate import evaluate
 from costmodels.training.spread import between, is_new_device, is_new_source
+from costmodels.training.stack_choice import knows_source
 from hardware.catalog import find_device
 from tests.costmodels.cases import cluster, gpt_job
 
@@ -44,6 +45,16 @@ def test_an_unmeasured_stack_is_less_sure_than_a_measured_one() -> None:
     seen = evaluate(gpt_job(stack="megatron-2022"), cluster(), TABLE)
     unseen = evaluate(gpt_job(stack="megatron-unfused"), cluster(), TABLE)
     assert (unseen.sigma > seen.sigma).all()
+
+
+def test_a_guessed_stack_is_as_unsure_as_an_unmeasured_one() -> None:
+    stack = find_stack("megatron-2022")
+    guessed = evaluate(gpt_job(stack=stack.name), cluster(), TABLE, source="elsewhere", stack_known=False)
+    stated = evaluate(gpt_job(stack=stack.name), cluster(), TABLE, source="elsewhere")
+    gap = guessed.sigma**2 - stated.sigma**2
+    assert gap == pytest.approx(between().stack ** 2 - between().source ** 2)
+    assert knows_source("vTrain-multi")
+    assert not knows_source("elsewhere")
 
 
 @pytest.mark.parametrize(
