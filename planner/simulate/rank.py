@@ -128,10 +128,8 @@ class Rank:
         load.prefill_tokens = load.num_prefills = 0
         load.prefill_pairs = 0.0
         self._chunks.clear()
-        self._now_s = now_s
-        self.swap_tokens = 0
-        self._unseen = False
-        self.pool.reserved_blocks = 0
+        self._now_s, self._unseen = now_s, False
+        self.swap_tokens = self.pool.reserved_blocks = 0
         if self.ready:
             self._start_ready(now_s)
         if settings.batching is Batching.PREFILL_FIRST:
