@@ -54,6 +54,8 @@ ROBUST = ("matmul", "experts")
 """Families whose tables hold stray slow rows."""
 FINE = TreeSettings(num_trees=500, learning_rate=0.05, min_rows_per_leaf=5, features_frac=0.5)
 SETTINGS = {
+    ("a100-80gb", "decode_mla"): replace(FINE, robust=True),
+    ("h200", "context_mla"): replace(FINE, robust=True),
     ("l40s", "context"): FINE,
     ("l40s", "decode"): replace(FINE, robust=True),
     ("l40s", "decode_mla"): replace(FINE, robust=True),
