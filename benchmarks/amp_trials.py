@@ -185,13 +185,14 @@ def layer_s(trial, kind, profiles, busy_share, comm_share):
 def step_s(trial, coefficients, profiles):
     """Return the predicted step time."""
     scale, busy_share, comm_share, overhead, hop, ring, parts = np.exp(coefficients)
-    slots = []
-    for i, (low, high) in enumerate(pairwise(trial.cuts)):
-        slowest = 0.0
-        for kind in set(stage_hosts(trial, i)):
-            times = layer_s(trial, kind, profiles, min(busy_share, 1.0), min(comm_share, 0.99))
-            slowest = max(slowest, scale * times[low:high].sum())
-        slots.append(slowest + overhead)
+    times = {
+        kind: scale * layer_s(trial, kind, profiles, min(busy_share, 1.0), min(comm_share, 0.99))
+        for kind in set(HOSTS[trial.experiment])
+    }
+    slots = [
+        max(times[kind][low:high].sum() for kind in set(stage_hosts(trial, i))) + overhead
+        for i, (low, high) in enumerate(pairwise(trial.cuts))
+    ]
     hops = [hop_s(trial, i, hop, parts) for i in range(trial.pp - 1)]
     busy = np.array(slots) + np.array([*hops, 0.0]) + np.array([0.0, *hops])
     flush = (trial.num_micro_batches - 1) * busy.max() + busy.sum()
