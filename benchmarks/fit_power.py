@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.power_samples import cap_samples, family_means, matmul_samples, serving_samples
 from costmodels.intervals import Z90
-from costmodels.power.kernels import FORMATS, MatmulPower, PowerMachine, product_shapes
+from costmodels.power.kernels import FORMATS, MatmulPower, PowerMachine, matmul_features
 from costmodels.power.response import fit_cap_responses
 from costmodels.power.serving import fit_serving_power
 from costmodels.power.shape_draw import DrawSettings, fit_shape_draw
@@ -34,13 +34,13 @@ NOISY = DrawSettings(num_trees=300, num_leaves=31, learning_rate=0.06, min_rows_
 DRAWS = {
     "h200-vllm": (
         (("bf16", "fp8-block"),),
-        DrawSettings(num_trees=500, num_leaves=127, learning_rate=0.06, min_rows_per_leaf=2, drifts=True),
+        DrawSettings(num_trees=500, num_leaves=127, learning_rate=0.06, min_rows_per_leaf=2),
     ),
     "b200-trtllm": ((("bf16",), ("fp8",), ("fp8-block",), ("nvfp4",)), NOISY),
     "gb200-trtllm": ((("bf16",), ("fp8",), ("fp8-block",), ("nvfp4",)), NOISY),
 }
 """Groups of formats that share trees, and their size: readings of microseconds-long loops scatter by 5 to
-12 % at the same shape and latency, which large leaves average; the H200's switch by whole runs instead."""
+12 % at the same shape and latency, which large leaves average; the H200's scatter less."""
 
 
 def _sha(paths):
@@ -153,12 +153,11 @@ def fit_draws(samples, rows, source):
 
 
 def _group(samples, rows, formats, source):
-    """Return which rows are in the formats, their shapes and ln(watts over rated power)."""
+    """Return which rows are in the formats, their features and ln(watts over rated power)."""
     machine, names = MACHINES[source], np.array(list(FORMATS))[samples.fmt.astype(int)]
     mine = rows & np.isin(names, formats)
-    sizes = (getattr(samples, axis)[mine] for axis in "mnk")
-    shapes = product_shapes(*sizes, names[mine], formats, machine)
-    return mine, shapes, np.log(samples.power_w[mine] / machine.rated_w)
+    m, n, k, fmt = (getattr(samples, column)[mine] for column in ("m", "n", "k", "fmt"))
+    return mine, matmul_features(m, n, k, fmt, machine), np.log(samples.power_w[mine] / machine.rated_w)
 
 
 def held_out_matmul(samples, source):
@@ -166,8 +165,8 @@ def held_out_matmul(samples, source):
     fold, watts = folds_of(samples), np.zeros(len(samples.power_w))
     for i in range(5):
         for draw in fit_draws(samples, fold != i, source):
-            mine, shapes, _ = _group(samples, fold == i, draw.formats, source)
-            watts[mine] = np.minimum(np.exp(draw.log_share(shapes)), 1.0) * MACHINES[source].rated_w
+            mine, features, _ = _group(samples, fold == i, draw.formats, source)
+            watts[mine] = np.minimum(np.exp(draw.log_share(features)), 1.0) * MACHINES[source].rated_w
     return watts
 
 

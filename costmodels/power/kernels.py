@@ -2,8 +2,7 @@
 
 Power of the same product differs by 30 to 40 % between two measuring frameworks, so every source has its own
 trees and its own name; a device takes the source that `SOURCES` lists first for it. The trees predict
-ln(watts over rated power) as the source reads it, its sessions' drift included where it measured that very
-shape (`costmodels.power.session`); the answer never exceeds rated power.
+ln(watts over rated power); the answer never exceeds rated power.
 """
 
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodels.power.data import read_power_coefficients
-from costmodels.power.shape_draw import ShapeDraw, Shapes
+from costmodels.power.shape_draw import ShapeDraw
 from hardware.errors import OutOfDomainError
 
 __all__ = [
@@ -24,7 +23,6 @@ __all__ = [
     "PowerMachine",
     "matmul_features",
     "matmul_power",
-    "product_shapes",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -104,31 +102,11 @@ class MatmulPower:
         if draw is None:
             message = f"{self.source} measured no {fmt} products; it has {', '.join(self.formats)}"
             raise OutOfDomainError(message)
-        shapes = product_shapes(m, n, k, np.full(np.shape(m), fmt), draw.formats, self.machine)
-        share = np.exp(draw.log_share(shapes))
+        index = np.full(np.shape(m), list(FORMATS).index(fmt), dtype=float)
+        rows, columns, depth = (np.asarray(x, dtype=float) for x in (m, n, k))
+        share = np.exp(draw.log_share(matmul_features(rows, columns, depth, index, self.machine)))
         watts: Floats = np.clip(share * self.machine.rated_w, self.least_w, self.machine.rated_w)
         return watts
-
-
-def product_shapes(
-    m: Floats,
-    n: Floats,
-    k: Floats,
-    fmt: npt.NDArray[np.str_],
-    formats: tuple[str, ...],
-    machine: PowerMachine,
-) -> Shapes:
-    """Return products in formats of one group as the trees take them."""
-    rows, columns, depth = (np.asarray(x, dtype=float) for x in (m, n, k))
-    names = list(FORMATS)
-    index = np.array([names.index(name) for name in fmt], dtype=float)
-    return Shapes(
-        features=matmul_features(rows, columns, depth, index, machine),
-        m=rows,
-        n=columns,
-        k=depth,
-        group=np.array([formats.index(name) for name in fmt], dtype=np.int64),
-    )
 
 
 @cache

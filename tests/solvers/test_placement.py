@@ -63,6 +63,22 @@ def test_cost_and_brute_force_follow_the_definition(stages, replicas, scenarios,
     assert lower_bound_s(problem) <= cost + 1e-9
 
 
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 3), st.integers(1, 2), st.integers(1, 2), st.integers(0, 10**6))
+def test_other_names_of_the_devices_change_nothing(stages, replicas, scenarios, seed):
+    """Sites numbered differently: the same assignment costs the same, and so do the optimum and its bound."""
+    problem = grid_problem(stages, replicas, seed, scenarios)
+    new_name = np.random.default_rng(seed).permutation(problem.num_sites)
+    links = np.empty_like(problem.seconds_per_byte)
+    links[:, new_name[:, None], new_name] = problem.seconds_per_byte
+    renamed = replace(problem, seconds_per_byte=links)
+    sites = np.random.default_rng(seed + 1).permutation(problem.num_sites)[None]
+    assert renamed.cost_s(new_name[sites]) == pytest.approx(problem.cost_s(sites))
+    best, renamed_best = brute_force(problem), brute_force(renamed)
+    assert renamed.cost_s(renamed_best[None]) == pytest.approx(problem.cost_s(best[None]))
+    assert lower_bound_s(renamed) == pytest.approx(lower_bound_s(problem))
+
+
 def test_rings_of_two_and_asymmetric_links():
     """Two units on two of three sites: the ring waits for its slower direction."""
     links = np.array([[[0.0, 1.0, 5.0], [2.0, 0.0, 3.0], [5.0, 3.5, 0.0]]])
