@@ -56,6 +56,7 @@ FINE = TreeSettings(num_trees=500, learning_rate=0.05, min_rows_per_leaf=5, feat
 SETTINGS = {
     ("a100-80gb", "decode_mla"): replace(FINE, robust=True),
     ("h200", "context_mla"): replace(FINE, robust=True),
+    ("gb200", "context"): FINE,
     ("l40s", "context"): FINE,
     ("l40s", "decode"): replace(FINE, robust=True),
     ("l40s", "decode_mla"): replace(FINE, robust=True),
