@@ -54,6 +54,8 @@ class DevicePower:
     """By phase, over rated power."""
     measured: bool
     """Whether the phases of this very device were measured."""
+    by_shape: bool = False
+    """Whether the draw of matrix products is that of a job's own."""
 
     @property
     def blocked_w(self) -> float:

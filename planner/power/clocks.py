@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from costmodels.job import TrainingJob
-from costmodels.power.draw import DevicePower, device_power
+from costmodels.power.draw import DevicePower
+from costmodels.power.training import training_power
 from costmodels.strategy import Strategy
 from hardware.cluster import Cluster
 from hardware.errors import InfeasibleError, InputError
@@ -171,7 +172,7 @@ def plan_clocks(
     plan: TrainingPlan, job: TrainingJob, cluster: Cluster, section: TrainingSection
 ) -> tuple[TrainingClocks, tuple[str, ...]]:
     """Return the frontier of a training plan's pipeline, and what a reader must know about it."""
-    power, strategy = device_power(cluster.device), plan.strategy
+    power, strategy = training_power(cluster.device, job), plan.strategy
     ladder = _ladder(section, cluster.device.name)
     batches = max(1, job.global_batch // (strategy.dp * strategy.micro_batch))
     planned = max(min(batches, _MOST_OPERATIONS // (2 * strategy.pp)), min(batches, strategy.pp))

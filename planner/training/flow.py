@@ -67,7 +67,7 @@ def plan_training(request: TrainRequest) -> PlanFile[TrainingPlan]:
 
 def _plan_alike(request: TrainRequest, job: TrainingJob, cluster: Cluster) -> PlanFile[TrainingPlan]:
     """Return strategies whose stages are all alike, on a cluster taken as one."""
-    allow, view = allowed_values(request), power_view(request, cluster)
+    allow, view = allowed_values(request), power_view(request, job, cluster)
     space = training_space(
         job,
         world=cluster.num_devices,
@@ -176,7 +176,7 @@ def training_plan_of(
     cap_w: float | None = None,
 ) -> TrainingPlan:
     """Return one strategy with its cost, its ranks and what was checked."""
-    predicted = training_prediction(costs, row, cluster, cap_w=cap_w, facility=request.facility)
+    predicted = training_prediction(costs, row, job, cluster, cap_w=cap_w, facility=request.facility)
     placement = placement or default_placement(strategy, cluster)
     certificate = training_certificate(
         strategy,

@@ -7,8 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodels.cost_table import CostTable
-from costmodels.power.draw import DevicePower, device_power, step_energy_j
+from costmodels.job import TrainingJob
+from costmodels.power.draw import DevicePower, step_energy_j
 from costmodels.power.response import cap_response
+from costmodels.power.training import training_power
 from hardware.cluster import Cluster
 from hardware.errors import InputError
 from hardware.pricing import device_price
@@ -40,7 +42,7 @@ class PowerView:
         return replace(costs, **{name: getattr(costs, name) / self.throughput_frac for name in _BUSY})
 
 
-def power_view(request: TrainRequest, cluster: Cluster) -> PowerView:
+def power_view(request: TrainRequest, job: TrainingJob, cluster: Cluster) -> PowerView:
     """Return the power side of a training request.
 
     Raises
@@ -50,7 +52,7 @@ def power_view(request: TrainRequest, cluster: Cluster) -> PowerView:
     """
     if request.power_budget_w is None and request.objective == "throughput":
         return PowerView(cap_w=None, throughput_frac=1.0, score=lambda costs: costs.step_s)
-    power = device_power(cluster.device)
+    power = training_power(cluster.device, job)
     cap_w, throughput, notes = _cap(request, cluster, power)
     return PowerView(
         cap_w=cap_w,

@@ -3,7 +3,8 @@
 from costmodels.cost_table import CostTable
 from costmodels.job import TrainingJob
 from costmodels.kernels.times import kernel_model
-from costmodels.power.draw import device_power, step_energy_j
+from costmodels.power.draw import step_energy_j
+from costmodels.power.training import training_power
 from costmodels.stacks import Stack, find_stack, fitted_ranges
 from costmodels.strategy import Strategy
 from costmodels.training.layer_costs import matmul_dtype
@@ -22,6 +23,7 @@ __all__ = ["training_diagnostics", "training_prediction"]
 def training_prediction(
     costs: CostTable,
     row: int,
+    job: TrainingJob,
     cluster: Cluster,
     *,
     cap_w: float | None = None,
@@ -37,7 +39,7 @@ def training_prediction(
     time_parts = {name: float(column[row]) for name, column in costs.time_parts().items()}
     memory_parts = {name: float(column[row]) for name, column in costs.memory.parts().items()}
     step_s = float(costs.step_s[row])
-    price, energy_j = _price(cluster.device), _energy_j(time_parts, cluster, cap_w)
+    price, energy_j = _price(cluster.device), _energy_j(time_parts, job, cluster, cap_w)
     return TrainingPrediction(
         step_s=step_s,
         step_low_s=float(costs.step_low_s[row]),
@@ -70,11 +72,14 @@ def _site(
     return site_energy(facility, pools, num_tokens / step_s)
 
 
-def _energy_j(time_parts: dict[str, float], cluster: Cluster, cap_w: float | None) -> float | None:
+def _energy_j(
+    time_parts: dict[str, float], job: TrainingJob, cluster: Cluster, cap_w: float | None
+) -> float | None:
     """Return the energy of all devices for one step; None where their rated power is not known. [J]"""
     if cluster.device.tdp_w is None:
         return None
-    return float(step_energy_j(device_power(cluster.device), time_parts, cluster.num_devices, cap_w=cap_w))
+    power = training_power(cluster.device, job)
+    return float(step_energy_j(power, time_parts, cluster.num_devices, cap_w=cap_w))
 
 
 def _price(device: Device) -> Price | None:
@@ -100,10 +105,13 @@ def _kernel_notes(device: Device) -> list[str]:
     return [f"no kernel of {device.name} was measured: times come from the {source} surface, less surely"]
 
 
-def _energy_note(device: Device) -> str:
+def _energy_note(job: TrainingJob, device: Device) -> str:
     if device.tdp_w is None:
         return f"energy_j is null: the rated power of {device.name} is not known"
-    drawn = "measured" if device_power(device).measured else "the mean of the devices that were measured"
+    power = training_power(device, job)
+    drawn = "measured" if power.measured else "the mean of the devices that were measured"
+    if power.by_shape:
+        drawn = "as products of the model's own shapes were measured"
     return f"energy_j: devices only; draw by part of the step, of kernels {drawn}, of collectives assumed"
 
 
@@ -164,7 +172,7 @@ def training_diagnostics(job: TrainingJob, cluster: Cluster, best: Strategy) -> 
         *_range_notes(job, cluster.num_devices, best),
         f"optimizer {job.optimizer} with fp32 master weights and moments",
         *_kernel_notes(cluster.device),
-        _energy_note(cluster.device),
+        _energy_note(job, cluster.device),
         _money_note(cluster.device),
     ]
     if job.model.max_seq_len is not None and job.seq_len > job.model.max_seq_len:

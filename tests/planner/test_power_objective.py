@@ -2,6 +2,8 @@ import json
 
 import pytest
 
+from costmodels.job import TrainingJob
+from costmodels.models import find_model
 from hardware.catalog import find_cluster
 from hardware.errors import InputError
 from planner.request import TrainRequest
@@ -13,21 +15,22 @@ def _request(**other):
 
 
 CLUSTER = find_cluster("dgx-a100", 2)
+JOB = TrainingJob(model=find_model("gpt3-13b"), seq_len=2048, global_batch=32)
 
 
 def test_no_budget_and_no_objective_change_nothing():
-    view = power_view(_request(), CLUSTER)
+    view = power_view(_request(), JOB, CLUSTER)
     assert (view.cap_w, view.throughput_frac, view.notes) == (None, 1.0, ())
 
 
 def test_a_budget_becomes_a_cap_per_device_that_slows_kernels():
-    loose, tight = (power_view(_request(power_budget_w=16 * w), CLUSTER) for w in (300.0, 200.0))
+    loose, tight = (power_view(_request(power_budget_w=16 * w), JOB, CLUSTER) for w in (300.0, 200.0))
     assert (loose.cap_w, tight.cap_w) == (300.0, 200.0)
     assert tight.throughput_frac < loose.throughput_frac < 1.0
 
 
 def test_a_budget_above_rated_power_is_inert_and_said_so():
-    view = power_view(_request(power_budget_w=16 * 500.0), CLUSTER)
+    view = power_view(_request(power_budget_w=16 * 500.0), JOB, CLUSTER)
     assert view.cap_w is None
     assert "binds nothing" in view.notes[0]
 
@@ -35,7 +38,7 @@ def test_a_budget_above_rated_power_is_inert_and_said_so():
 @pytest.mark.parametrize(("watts", "match"), [(50.0, "draws idle"), (80.0, "accepts: 100 to 400 W")])
 def test_budgets_below_what_a_device_accepts_are_refused(watts, match):
     with pytest.raises(InputError, match=match):
-        power_view(_request(power_budget_w=16 * watts), CLUSTER)
+        power_view(_request(power_budget_w=16 * watts), JOB, CLUSTER)
 
 
 def test_plans_carry_watts_and_joules_and_a_budget_slows_and_saves(meshwright, tmp_path):
