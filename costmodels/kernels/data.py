@@ -50,6 +50,7 @@ SAME_DIE: dict[str, str] = {
     "b300": "b200",
     "gb300": "gb200",
     "l4": "l40s",
+    "rtx-4090": "l40s",
 }
 """Devices built from the same dies or the same generation of dies as a measured one."""
 

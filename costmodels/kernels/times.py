@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from costmodels.calibrated import KernelCalibration, current
 from costmodels.kernels.attention import BACKWARD_FLOPS_RATIO, CONTEXT, CONTEXT_MLA, DECODE, DECODE_MLA
+from costmodels.kernels.borrowed import borrowed_coefficients
 from costmodels.kernels.data import Source, find_surface, source_of
 from costmodels.kernels.experts import EXPERTS
-from costmodels.kernels.generic import generic_coefficients
 from costmodels.kernels.machine import Coefficients, Family, Floats, Machine, Shape, find_format, machine_of
 from costmodels.kernels.matmul import MATMUL, weight_bytes
 from costmodels.kernels.surface import KernelTime, Surface
@@ -93,10 +93,10 @@ class KernelModel:
         return replace(time, log_sigma=np.sqrt(variance))
 
     def _coefficients(self, surface: Surface, machine: Machine) -> Coefficients:
-        """Return the coefficients, the generic ones moved to what is known of the device."""
-        if self.source.file != "generic":
+        """Return the coefficients, those of other dies moved to what is known of the device."""
+        if self.source.same_die:
             return surface.coefficients
-        return generic_coefficients(surface, machine, self.device)
+        return borrowed_coefficients(surface, machine, self.device, self.source.file)
 
     def matmul(self, m: Number, n: Number, k: Number, *, dtype: str = "bf16") -> KernelTime:
         """Return the time of ``y[m, n] = x[m, k] @ w[n, k].T``.

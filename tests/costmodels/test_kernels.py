@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costmodels.kernels.attention import CONTEXT
+from costmodels.kernels.borrowed import borrowed_coefficients
 from costmodels.kernels.data import find_surface
-from costmodels.kernels.generic import generic_coefficients
 from costmodels.kernels.machine import find_format, machine_of
 from costmodels.kernels.times import KernelModel, kernel_model
 from hardware.catalog import device_names, find_device
@@ -148,11 +148,27 @@ def test_physics_alone_never_takes_longer_for_half_the_work(m: int, n: int, k: i
     assert kernels.matmul_s(max(m // 2, 1), n, k) <= whole * (1 + 1e-9)
 
 
+def test_a_card_that_power_does_not_bind_sustains_more_of_its_peak_than_the_one_it_borrows_from() -> None:
+    """The RTX 4090's die is the L40S's; its matrix units are rated at half rate, so its watts last."""
+    assert model("rtx-4090").source.file == "l40s"
+    side = 8192
+
+    def share(name: str) -> float:
+        peak = find_device(name).bf16_flops_per_s
+        assert peak is not None
+        return 2.0 * side**3 / float(model(name).matmul_s(side, side, side)) / peak
+
+    assert share("rtx-4090") == pytest.approx(0.95, rel=0.02)
+    assert share("l40s") < 0.75
+
+
 def test_generic_softmax_costs_what_exponentials_cost_beside_the_matrix_units() -> None:
     device = find_device("rtx-pro-6000")
     found, _ = find_surface("generic", CONTEXT, find_format("bf16"))
     own = machine_of(device, find_format("bf16"))
     fast = replace(own, peak_flops_per_s=2.0 * own.peak_flops_per_s)
-    slower, faster = (generic_coefficients(found, m, device)["softmax_flops"] for m in (own, fast))
+    slower, faster = (
+        borrowed_coefficients(found, m, device, "generic")["softmax_flops"] for m in (own, fast)
+    )
     assert faster == pytest.approx(2.0 * slower)
     assert slower < found.coefficients["softmax_flops"]

@@ -1,8 +1,8 @@
-"""Coefficients of a device that was never measured: the pooled ones, moved by what its sheet says.
+"""Coefficients of a device that was never measured: the pooled ones or a relative's, moved by what is known.
 
 The exponentials of a soft-max run outside the matrix units, so counted in FLOPs of those they cost more the
 faster the matrix units of one compute unit are. The share of its rated peak that a device sustains is moved
-where it is known.
+where it is known: cards of one die differ in it by a third, as power binds one and a halved rating the other.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from costmodels.kernels.matmul import MATMUL
 from costmodels.kernels.surface import Surface
 from hardware.device import Device
 
-__all__ = ["generic_coefficients"]
+__all__ = ["borrowed_coefficients"]
 
 _POOLED_FLOPS_PER_S_PER_UNIT = 6.85e12
 """Geometric mean of bf16 peak over compute units of the devices whose coefficients are pooled."""
@@ -21,24 +21,26 @@ _LARGE_MATMUL = 8192.0
 """Side of the square matmul at which a sustained share of peak is understood."""
 
 
-def generic_coefficients(surface: Surface, machine: Machine, device: Device) -> Coefficients:
-    """Return the coefficients of a pooled surface for one device.
+def borrowed_coefficients(surface: Surface, machine: Machine, device: Device, file: str) -> Coefficients:
+    """Return the coefficients of a surface for a device that it was not fitted to.
 
     Parameters
     ----------
     machine : `device` for the number format that is asked for.
+    file : coefficient file that the device borrows from; a format that it lacks comes from the pooled one.
     """
     coefficients = dict(surface.coefficients)
     if "softmax_flops" in coefficients:
-        rate = machine.peak_flops_per_s / machine.num_sms
-        coefficients["softmax_flops"] *= rate / _POOLED_FLOPS_PER_S_PER_UNIT
+        own = surface.machine.peak_flops_per_s / surface.machine.num_sms
+        lender = own if surface.measured else _POOLED_FLOPS_PER_S_PER_UNIT
+        coefficients["softmax_flops"] *= machine.peak_flops_per_s / machine.num_sms / lender
     wanted = sustained_frac(device)
     if wanted is None:
         return coefficients
     fmt = find_format("bf16")
-    generic, _ = find_surface("generic", MATMUL, fmt)
+    lent, _ = find_surface(file if surface.measured else "generic", MATMUL, fmt)
     rated = machine_of(device, fmt)
     side = {name: np.array([_LARGE_MATMUL]) for name in MATMUL.columns}
-    seconds = float(MATMUL.physics(side, rated, fmt, generic.coefficients)[0])
+    seconds = float(MATMUL.physics(side, rated, fmt, lent.coefficients)[0])
     reached = 2.0 * _LARGE_MATMUL**3 / (seconds * rated.peak_flops_per_s)
     return coefficients | {"compute_frac": coefficients["compute_frac"] * wanted / reached}
