@@ -19,10 +19,10 @@ import numpy as np
 
 from benchmarks.power_samples import cap_samples, family_means, matmul_samples, serving_samples
 from costmodels.intervals import Z90
-from costmodels.power.kernels import FORMATS, MatmulPower, PowerMachine, matmul_features
+from costmodels.power.kernels import FORMATS, MatmulPower, PowerMachine, ShapeDraw, matmul_features
 from costmodels.power.response import fit_cap_responses
 from costmodels.power.serving import fit_serving_power
-from costmodels.power.shape_draw import DrawSettings, fit_shape_draw
+from costmodels.power.trees import fit_free_trees
 
 OUT = Path(__file__).parents[1] / "costmodels" / "data" / "coefficients" / "power"
 MACHINES = {
@@ -30,17 +30,16 @@ MACHINES = {
     "b200-trtllm": PowerMachine(flops_per_s=2250e12, memory_bytes_per_s=8e12, num_sms=148, rated_w=1000.0),
     "gb200-trtllm": PowerMachine(flops_per_s=2500e12, memory_bytes_per_s=8e12, num_sms=152, rated_w=1200.0),
 }
-NOISY = DrawSettings(num_trees=300, num_leaves=31, learning_rate=0.06, min_rows_per_leaf=10)
+STEADY_TREES = {"num_trees": 500, "num_leaves": 127, "min_rows_per_leaf": 2}
+NOISY_TREES = {"num_trees": 300, "num_leaves": 31, "min_rows_per_leaf": 10}
 DRAWS = {
-    "h200-vllm": (
-        (("bf16", "fp8-block"),),
-        DrawSettings(num_trees=500, num_leaves=127, learning_rate=0.06, min_rows_per_leaf=2),
-    ),
-    "b200-trtllm": ((("bf16",), ("fp8",), ("fp8-block",), ("nvfp4",)), NOISY),
-    "gb200-trtllm": ((("bf16",), ("fp8",), ("fp8-block",), ("nvfp4",)), NOISY),
+    "h200-vllm": ((("bf16", "fp8-block"),), STEADY_TREES),
+    "b200-trtllm": ((("bf16",), ("fp8",), ("fp8-block",), ("nvfp4",)), NOISY_TREES),
+    "gb200-trtllm": ((("bf16",), ("fp8",), ("fp8-block",), ("nvfp4",)), NOISY_TREES),
 }
 """Groups of formats that share trees, and their size: readings of microseconds-long loops scatter by 5 to
 12 % at the same shape and latency, which large leaves average; the H200's scatter less."""
+NUM_SEEDS = 2
 
 
 def _sha(paths):
@@ -146,10 +145,16 @@ def folds_of(samples, num_folds=5, seed=0):
 
 def fit_draws(samples, rows, source):
     """Return the draw of every group of formats, fitted to the chosen rows."""
-    groups, settings = DRAWS[source]
-    return tuple(
-        fit_shape_draw(*_group(samples, rows, formats, source)[1:], formats, settings) for formats in groups
-    )
+    groups, size = DRAWS[source]
+    draws = []
+    for formats in groups:
+        _, features, log_share = _group(samples, rows, formats, source)
+        trees = tuple(
+            fit_free_trees(features, log_share, learning_rate=0.06, features_frac=0.25, seed=seed, **size)
+            for seed in range(NUM_SEEDS)
+        )
+        draws.append(ShapeDraw(formats=formats, trees=trees))
+    return tuple(draws)
 
 
 def _group(samples, rows, formats, source):

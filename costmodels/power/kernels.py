@@ -8,12 +8,13 @@ ln(watts over rated power); the answer never exceeds rated power.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from costmodels.power.data import read_power_coefficients
-from costmodels.power.shape_draw import ShapeDraw
+from costmodels.power.trees import FreeTrees
 from hardware.errors import OutOfDomainError
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "SOURCES",
     "MatmulPower",
     "PowerMachine",
+    "ShapeDraw",
     "matmul_features",
     "matmul_power",
 ]
@@ -70,6 +72,30 @@ def matmul_features(m: Floats, n: Floats, k: Floats, fmt: Floats, machine: Power
     columns += [np.ceil(m / 128), np.ceil(m / 128) * 128 / m]
     columns += [(fmt == i).astype(float) for i in range(len(FORMATS))]
     return np.stack(columns, axis=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ShapeDraw:
+    """Fitted draw of a group of formats that share trees."""
+
+    formats: tuple[str, ...]
+    trees: tuple[FreeTrees, ...]
+    """Their mean is the prediction."""
+
+    def log_share(self, features: Floats) -> Floats:
+        """Return ln(watts over rated power) of each product. shape (rows,)"""
+        mean: Floats = np.mean([t.predict(features) for t in self.trees], axis=0)
+        return mean
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the group as a document."""
+        return {"formats": list(self.formats), "trees": [t.to_json() for t in self.trees]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "ShapeDraw":
+        """Return a group written by `to_json`."""
+        trees = tuple(FreeTrees.from_json(t) for t in data["trees"])
+        return cls(formats=tuple(data["formats"]), trees=trees)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -52,10 +52,7 @@ def _products(job: TrainingJob) -> Floats:
     for block, count in zip(job.model.blocks, layers, strict=True):
         for op in block.operators:
             if isinstance(op, Matmul):
-                m, n, k = (
-                    max(job.seq_len * op.tokens_frac, 1.0),
-                    float(op.out_features),
-                    float(op.in_features),
-                )
+                m = max(job.seq_len * op.tokens_frac, 1.0)
+                n, k = float(op.out_features), float(op.in_features)
                 found += [(float(count), *shape) for shape in ((m, n, k), (m, k, n), (k, n, m))]
     return np.array(found).reshape(-1, 4)

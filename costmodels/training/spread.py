@@ -45,6 +45,10 @@ class Between:
     device: float
     """On a device, or in a number format, that no run was fitted for."""
 
+    def of_new_source(self, stack: Stack) -> float:
+        """Return what a source adds that the stack was not fitted to."""
+        return self.source if stack.sources else self.stack
+
 
 @cache
 def between() -> Between:
@@ -104,7 +108,7 @@ def step_log_sigma(
     number_format = matmul_dtype(job.precision)
     if is_new_source(stack, source):
         waits = parts.host_s / parts.total_s
-        new = added.source if stack.sources and stack_known else added.stack
+        new = added.of_new_source(stack) if stack_known else added.stack
         variance = variance + new**2 + (added.host_frac * waits) ** 2
     if is_new_device(stack, device, number_format):
         variance = variance + added.device**2 + _unmeasured_kernels(device, number_format) ** 2

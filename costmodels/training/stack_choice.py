@@ -78,9 +78,15 @@ def _by_switches(row: RunRow) -> str:
     return "megatron-2022" if row.optional("sp") == 1 else "megatron-2021"
 
 
+def _by_source(source: str) -> str | None:
+    """Return the stack of a source, None of one that is not known."""
+    return next((stack for pattern, stack in _SOURCES if re.search(pattern, source)), None)
+
+
 def knows_source(source: str) -> bool:
     """Return whether the software of a source is known rather than guessed from its columns."""
-    return "megascale" in source.lower() or any(re.search(p, source.lower()) for p, _ in _SOURCES)
+    name = source.lower()
+    return "megascale" in name or _by_source(name) is not None
 
 
 def stack_of_run(row: RunRow) -> str:
@@ -88,9 +94,9 @@ def stack_of_run(row: RunRow) -> str:
     source, kernel = row.text("source").lower(), row.text("kernel")
     if "megascale" in source:
         return "megascale" if kernel == "MegaScale" else "megatron-2022"
-    for pattern, stack in _SOURCES:
-        if re.search(pattern, source):
-            if "sc21-t2" in source and row.optional("zero") == 3:
-                return "deepspeed-zero3-2021"
-            return _megatron_core(row.text("source_ref")) if stack == "megatron-core" else stack
-    return _by_kernel(row) or _by_switches(row)
+    stack = _by_source(source)
+    if stack is None:
+        return _by_kernel(row) or _by_switches(row)
+    if "sc21-t2" in source and row.optional("zero") == 3:
+        return "deepspeed-zero3-2021"
+    return _megatron_core(row.text("source_ref")) if stack == "megatron-core" else stack

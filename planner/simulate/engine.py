@@ -104,9 +104,7 @@ class Engine:
         rank = ranks[0]
         ticks = rank.schedule(now_s, self._seen_s)
         if ticks < 0:
-            self.busy = False
-            self._seen_s = _NEVER
-            self.end_s = _NEVER
+            self._rest()
             return False
         load = rank.load
         timer = self._timer
@@ -151,8 +149,6 @@ class Engine:
         if self._run_ahead:
             self._seen_s = self._start_s + self._elapsed_s(max(self._ticks, 1) - 1)
         if len(self.ranks) == 1:
-            if not self._logged:
-                return self.ranks[0].finish(self._ticks, self.end_s)
             return self._complete_rank(0, self._ticks)
         done: list[int] = []
         prefilled: list[int] = []
@@ -165,8 +161,7 @@ class Engine:
 
     def fail(self) -> list[int]:
         """Lose all state; return the requests that were here."""
-        self.busy = False
-        self.end_s = self._seen_s = _NEVER
+        self._rest()
         self._stalled_s = [0.0] * len(self.ranks)
         return [request for rank in self.ranks for request in rank.drop_all()]
 
@@ -191,14 +186,16 @@ class Engine:
         """Return the time of the first `ticks` iterations, whose times grow by a constant."""
         return ticks * (self._first_s + 0.5 * (ticks - 1) * self._growth_s)
 
+    def _rest(self) -> None:
+        self.busy = False
+        self.end_s = self._seen_s = _NEVER
+
     def _plan_lockstep(self, now_s: float) -> bool:
         """Start one iteration of all ranks, or as many as none of them changes its batch in."""
         timer = self._timer
         ticks = [rank.schedule(now_s, self._seen_s) for rank in self.ranks]
         if max(ticks) < 0:
-            self.busy = False
-            self._seen_s = _NEVER
-            self.end_s = _NEVER
+            self._rest()
             return False
         loads = [rank.load for rank in self.ranks]
         first_s = timer.lockstep_s(loads)

@@ -228,13 +228,12 @@ def _search_checks(
         )
         return found[0].step_s if found else np.inf
 
-    step_s = best_s(cluster, attained)
-    checks = [bandwidth_check(best_s(halved_networks(cluster), attained) / step_s)]
+    checks = [bandwidth_check(best_s(halved_networks(cluster), attained) / best.step_s)]
     last = len(cluster.groups) - 1
     if last < MOST_ORDERED_GROUPS:
         backwards = replace(cluster, groups=cluster.groups[::-1])
         again_s = best_s(backwards, {last - index: speed for index, speed in attained.items()})
-        checks.append(order_check(abs(again_s / step_s - 1.0), f"{last + 1} groups"))
+        checks.append(order_check(abs(again_s / best.step_s - 1.0), f"{last + 1} groups"))
     return tuple(checks)
 
 

@@ -120,11 +120,10 @@ def _interval_notes(stack: Stack, device: Device, number_format: str) -> list[st
     added = between()
     counted = []
     if is_new_source(stack, ""):
-        spread = added.source if stack.sources else added.stack
         new = "clusters of other owners" if stack.sources else "a stack that was not measured"
         counted.append(
-            f"{spread:.2f} in ln for {new}, {added.host_frac:.2f} of the share of the step that waits for"
-            " the host"
+            f"{added.of_new_source(stack):.2f} in ln for {new}, {added.host_frac:.2f} of the share of the"
+            " step that waits for the host"
         )
     if is_new_device(stack, device, number_format):
         counted.append(f"{added.device:.2f} for a device and format without a fitted run")

@@ -4,6 +4,7 @@
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,10 +17,10 @@ from planner.emit.write import write_emission
 from tests.planner.emit.cases import plan_path
 
 
-def changed(tmp_path: Path, plan: str, target: str, name: str, right: str, wrong: str, **more: str) -> Path:
+def changed(tmp_path: Path, plan: str, target: str, name: str, right: str, wrong: str, **more: Any) -> Path:
     folder = tmp_path / "out"
     tmp_path.mkdir(exist_ok=True)
-    write_emission(emit_plan(plan_path(plan), target, **more), folder)  # type: ignore[arg-type]
+    write_emission(emit_plan(plan_path(plan), target, **more), folder)
     path = next(iter(sorted(folder.glob(name))))
     text = path.read_text()
     assert right in text
