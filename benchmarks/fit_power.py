@@ -1,18 +1,19 @@
 """Fit the shipped power coefficients from measured tables and print the held-out error of each.
 
-    python benchmarks/fit_power.py [--data ../shared/data] [--what caps,families,matmul,serving] [--write]
+    python -m benchmarks.fit_power [--data ../shared/data] [--what caps,matmul,...] [--write]
 
 Responses to caps: traces of five networks on four devices (Zeus, Apache-2.0), judged with one network left
 out. Draw of matrix products: aiconfigurator tables (Apache-2.0), judged with all rows of a weight shape
-(n, k) held out together. Draw of serving engines: the ML.ENERGY leaderboard, judged with whole
-models held out; only coefficients are kept of it. Nothing is written without `--write`.
+(n, k) held out together; for long products one law of use besides, judged with a device left out. Draw of
+serving engines: the ML.ENERGY leaderboard, judged with whole models held out; only coefficients are kept of
+it. Nothing is written without `--write`.
 """
 
 import argparse
 import hashlib
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,9 @@ from costmodels.intervals import Z90
 from costmodels.power.kernels import FORMATS, MatmulPower, PowerMachine, ShapeDraw, matmul_features
 from costmodels.power.response import fit_cap_responses
 from costmodels.power.serving import fit_serving_power
+from costmodels.power.sustained import fit_sustained_draw, used_fracs
 from costmodels.power.trees import fit_free_trees
+from hardware.catalog import find_device
 
 OUT = Path(__file__).parents[1] / "costmodels" / "data" / "coefficients" / "power"
 MACHINES = {
@@ -40,6 +43,10 @@ DRAWS = {
 """Groups of formats that share trees, and their size: readings of microseconds-long loops scatter by 5 to
 12 % at the same shape and latency, which large leaves average; the H200's scatter less."""
 NUM_SEEDS = 2
+STEADY_SOURCES = ("h200-vllm", "b200-vllm", "gb200-vllm")
+"""Of the two frameworks that measured Blackwell, the one that reads large products at rated power."""
+SETTLED_S = 1e-4
+"""Products from here on were repeated for a second and more: the meter has settled."""
 
 
 def _sha(paths):
@@ -255,6 +262,47 @@ def fit_families(data, write):
         )
 
 
+def sustained_samples(data):
+    """Return, by device, how far each product of 0.1 ms and more uses it, and its draw over rated power."""
+    found = {}
+    for source in STEADY_SOURCES:
+        samples, _ = matmul_samples(data, source)
+        device, draws = find_device(source.split("-")[0]), []
+        for i, name in enumerate(FORMATS):
+            rows = (samples.fmt == i) & (samples.latency_s >= SETTLED_S)
+            if rows.any():
+                m, n, k, seconds = (getattr(samples, c)[rows] for c in ("m", "n", "k", "latency_s"))
+                used = used_fracs(device, name, m, n, k, seconds)
+                draws.append(np.stack([*used, samples.power_w[rows] / device.tdp_w]))
+        found[device.name] = np.concatenate(draws, axis=1)
+    return found
+
+
+def fit_sustained(data, write):
+    found = sustained_samples(data)
+    for name, mine in found.items():
+        others = np.concatenate([draws for other, draws in found.items() if other != name], axis=1)
+        error = np.abs(fit_sustained_draw(*others).share(*mine[:2]) / mine[2] - 1)
+        busy = mine[0] >= 0.45
+        print(
+            f"sustained draw, {name} left out: {100 * np.median(error):.1f} % median; products at 45 % "
+            f"of peak and more {100 * np.median(error[busy]):.1f} % median, "
+            f"{100 * error[busy].mean():.1f} % mean"
+        )
+    law = fit_sustained_draw(*np.concatenate(list(found.values()), axis=1))
+    print(json.dumps(asdict(law)))
+    if write:
+        _write(
+            "sustained",
+            {
+                **{name: round(value, 4) for name, value in asdict(law).items()},
+                "devices": sorted(found),
+                "num_samples": sum(draws.shape[1] for draws in found.values()),
+                "source": "ai-dynamo/aiconfigurator@095f58a, Apache-2.0, vLLM products of 0.1 ms and more",
+            },
+        )
+
+
 def held_out_serving(runs, watts, rate, apart):
     """Return watts per device and joules per token of every run by fits without its value of `apart`."""
     predicted_w, predicted_j = np.zeros(len(watts)), np.zeros(len(watts))
@@ -319,12 +367,18 @@ def fit_serving(data, write):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--what", default="caps,families,matmul,serving")
+    parser.add_argument("--what", default="caps,families,sustained,matmul,serving")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     if not args.data.is_dir():
         sys.exit(f"{args.data}: the measured tables are not here; give --data")
-    steps = {"caps": fit_caps, "matmul": fit_matmul, "families": fit_families, "serving": fit_serving}
+    steps = {
+        "caps": fit_caps,
+        "matmul": fit_matmul,
+        "families": fit_families,
+        "sustained": fit_sustained,
+        "serving": fit_serving,
+    }
     for name in args.what.split(","):
         steps[name](args.data, args.write)
 

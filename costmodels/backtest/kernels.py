@@ -1,4 +1,4 @@
-"""Compare predicted kernel times with a table of measured ones.
+"""Compare predicted kernel times, and the draw of matrix products, with a table of measured ones.
 
 The device is named, or read from a column ``device`` or ``system``, or from the file's name
 (``h100_sxm_gemm_bf16.csv.gz``); the kind of kernel is read from the columns.
@@ -6,13 +6,14 @@ Every row is predicted as it was benchmarked: weights may stay in cache between 
 bottleneck.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from costmodels.backtest.kernel_draw import draw_rows
 from costmodels.intervals import Z90
 from costmodels.kernels.machine import Floats
 from costmodels.kernels.samples import KernelSamples, read_kernel_samples
@@ -29,7 +30,7 @@ _DEVICE_COLUMNS = ("device", "system")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelErrors:
-    """Errors of one set of rows, as fractions of the measured time."""
+    """Errors of one set of rows, as fractions of the measured time or draw."""
 
     num_rows: int
     mape_frac: float
@@ -63,12 +64,16 @@ class KernelBacktest:
     measured_s: Floats
     log_sigma: Floats
     rows: npt.NDArray[np.int64]
+    draw_source: str | None = None
+    """Whose readings the predicted draw rests on; None where no draw was compared."""
+    draw: dict[str, KernelErrors] = field(default_factory=dict)
+    """Errors of the draw by number format, and of all."""
 
     def table_rows(self) -> list[tuple[str, KernelErrors]]:
         """Return what a person reads: one row per value of each column grouped by, then all."""
         parts = [(value, e) for values in self.groups.values() for value, e in sorted(values.items())]
         whole = [] if self.overall is None else [("all", self.overall)]
-        return [*parts, *whole]
+        return [*parts, *whole, *((f"draw, {name}", errors) for name, errors in self.draw.items())]
 
     def to_json(self) -> dict[str, Any]:
         """Return the summary as a JSON object; predictions are left out."""
@@ -86,6 +91,12 @@ class KernelBacktest:
                 column: {value: e.to_json() for value, e in sorted(values.items())}
                 for column, values in self.groups.items()
             },
+            "draw": {
+                "source": self.draw_source,
+                "by": {name: errors.to_json() for name, errors in self.draw.items()},
+            }
+            if self.draw
+            else None,
         }
 
 
@@ -164,6 +175,20 @@ def _group_columns(path: Path, samples: KernelSamples, by: str | None) -> list[s
     return [by]
 
 
+def _draw(samples: KernelSamples, device_name: str) -> tuple[str | None, dict[str, KernelErrors]]:
+    """Return whose readings predict the draw of products, and its errors by number format and over all."""
+    found = draw_rows(samples, device_name)
+    if found is None or not len(found.rows):
+        return None, {}
+    dtype = samples.dtype[found.rows]
+    parts = {str(name): dtype == name for name in np.unique(dtype)}
+    parts["all"] = np.ones(len(dtype), dtype=bool)
+    return found.source, {
+        name: _errors(found.predicted_w[rows], found.measured_w[rows], found.log_sigma[rows])
+        for name, rows in parts.items()
+    }
+
+
 def backtest_kernels(
     path: Path | str, *, device: Device | str | None = None, op: str | None = None, by: str | None = None
 ) -> KernelBacktest:
@@ -202,7 +227,10 @@ def backtest_kernels(
         c: _grouped(np.array(samples.labels[c], dtype=np.str_), keep, seconds, measured, sigma)
         for c in columns
     }
+    source, draw = _draw(samples, models[0][0].device.name) if len(models) == 1 else (None, {})
     return KernelBacktest(
+        draw_source=source,
+        draw=draw,
         device=", ".join(m.device.name for m, _ in models),
         family=samples.family.name,
         measured=all(m.measured for m, _ in models),

@@ -55,7 +55,7 @@ class DevicePower:
     measured: bool
     """Whether the phases of this very device were measured."""
     by_shape: bool = False
-    """Whether the draw of matrix products is that of a job's own."""
+    """Whether the draw of matrix products is that of a job's own, by how far they use the device."""
 
     @property
     def blocked_w(self) -> float:

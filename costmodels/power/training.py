@@ -1,4 +1,4 @@
-"""Draw of a training job's own matrix products, where a source measured the device's by shape."""
+"""Draw of a training job's own matrix products on a device."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from costmodels.graph import Matmul
 from costmodels.job import TrainingJob
 from costmodels.kernels.times import kernel_model
 from costmodels.power.draw import DevicePower, device_power
-from costmodels.power.kernels import matmul_power
+from costmodels.power.sustained import sustained_draw, used_fracs
 from costmodels.training.layer_costs import matmul_dtype
 from hardware.device import Device
 
@@ -22,26 +22,22 @@ def training_power(device: Device, job: TrainingJob) -> DevicePower:
     """Return what a device draws by phase while it trains `job`.
 
     The draw of matrix products is the mean over the model's dense layers, forward and both products of
-    backward, for one sequence and weights that are not cut, each counted by its time. Cut weights draw about
-    the same: a product this large fills the device either way. A device or number format whose products no
-    source measured by shape keeps the draw of its family.
+    backward, for one sequence and weights that are not cut, each by how far it uses the device and counted by
+    its time. Cut weights draw about the same: a product this large fills the device either way. Training
+    repeats its products for hours, so the law of settled readings holds.
 
     Raises
     ------
     OutOfDomainError
-        if the device's rated power is not known.
+        if the device's rated power is not known, or it runs no products in the job's precision.
     """
-    power, measured = device_power(device), matmul_power(device.name)
-    fmt = matmul_dtype(job.precision)
-    if measured is None or fmt not in measured.formats:
-        return power
-    shapes = _products(job)
+    power, dtype, shapes = device_power(device), matmul_dtype(job.precision), _products(job)
     if not len(shapes):
         return power
     count, m, n, k = shapes.T
-    time_s = count * kernel_model(device).matmul_s(m, n, k, dtype=fmt)
-    mean_w = float(np.sum(time_s * measured.draw_w(m, n, k, fmt)) / np.sum(time_s))
-    share = mean_w / measured.machine.rated_w
+    each_s = kernel_model(device).matmul_s(m, n, k, dtype=dtype)
+    drawn = sustained_draw().share(*used_fracs(device, dtype, m, n, k, each_s))
+    share = float(np.average(drawn, weights=count * each_s))
     return replace(power, draw_frac={**power.draw_frac, "matmul": share}, by_shape=True)
 
 

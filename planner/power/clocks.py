@@ -236,7 +236,7 @@ def _notes(power: DevicePower, strategy: Strategy, batches: int, planned: int) -
         "static clocks save nothing at no slowdown where every stage is critical once; operations need hooks",
     ]
     if not power.measured:
-        notes.append(f"draw of {power.device} was not measured: mean of the measured devices, by phase")
+        notes.append(f"draw of {power.device} was not measured: products draw as on the measured devices")
     if planned < batches:
         notes.append(f"clocks planned on {planned} of {batches} micro-batches; the steady state repeats")
     if strategy.vpp > 1:

@@ -109,10 +109,11 @@ def _energy_note(job: TrainingJob, device: Device) -> str:
     if device.tdp_w is None:
         return f"energy_j is null: the rated power of {device.name} is not known"
     power = training_power(device, job)
-    drawn = "measured" if power.measured else "the mean of the devices that were measured"
-    if power.by_shape:
-        drawn = "as products of the model's own shapes were measured"
-    return f"energy_j: devices only; draw by part of the step, of kernels {drawn}, of collectives assumed"
+    rest = "as measured" if power.measured else "the mean of the devices that were measured"
+    products = "by how far the model's own use the device, " if power.by_shape else ""
+    return (
+        f"energy_j: devices only; draw of matrix products {products}otherwise {rest}, of collectives assumed"
+    )
 
 
 def _interval_notes(stack: Stack, device: Device, number_format: str) -> list[str]:

@@ -84,6 +84,23 @@ def test_a_file_that_names_no_device(tmp_path: Path) -> None:
         backtest_kernels(path, device="h100", by="colour")
 
 
+def test_a_power_column_compares_the_draw_of_products(tmp_path: Path) -> None:
+    header = GEMM.replace("\n", ",power_w\n")
+    rows = "bfloat16,x,8192,8192,8192,1.6,690\nbfloat16,x,1,128,128,0.003,-\nfp8,x,8192,8192,8192,0.9,690\n"
+    result = backtest_kernels(write(tmp_path, "h200_gemm.csv", header + rows))
+    report = result.to_json()["draw"]
+    assert report["source"] == "h200-vllm"
+    assert report["by"]["all"]["num_rows"] == 1
+    assert report["by"]["bf16"]["mape_frac"] < 0.1
+    assert [name for name, _ in result.table_rows()][-2:] == ["draw, bf16", "draw, all"]
+
+
+@pytest.mark.parametrize("device", ["h100", "a100-80gb"])
+def test_no_draw_is_compared_where_no_source_measured_it(tmp_path: Path, device: str) -> None:
+    text = GEMM.replace("\n", ",power_w\n") + "bfloat16,x,4096,4096,4096,0.3,600\n"
+    assert backtest_kernels(write(tmp_path, "runs.csv", text), device=device).to_json()["draw"] is None
+
+
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the measured kernel tables are not beside this checkout")
 @pytest.mark.parametrize(
     ("table", "family"),

@@ -12,7 +12,7 @@ def test_measured_devices_keep_their_own_phases_and_others_take_the_mean():
     assert h200.measured
     assert not h100.measured
     assert h200.draw_frac["matmul"] == pytest.approx(0.8829)
-    assert h100.natural_w("matmul") == pytest.approx(700 * (0.6143 + 0.7689 + 0.8829) / 3)
+    assert h100.natural_w("matmul") == pytest.approx(700 * (0.8599 + 0.7689 + 0.8829) / 3)
 
 
 def test_energy_of_a_step_is_the_sum_over_its_parts():
