@@ -79,6 +79,8 @@ class CostTable:
     """Waiting of the slowest stage for the pipeline to fill and drain."""
     dp_comm_s: Floats
     """Exposed gradient reduction and weight gathering."""
+    tied_comm_s: Floats
+    """Adding up the gradients of an embedding that the first and the last stage share."""
     optimizer_s: Floats
     fixed_s: Floats
     correction_s: Floats

@@ -29,6 +29,8 @@ class RankParameters:
     """Token and position embeddings."""
     last: Floats
     """Final norm and head; a tied head counts here when the stages differ."""
+    tied: Floats
+    """The head that the first and the last stage both hold; zero where it is not tied, or on one stage."""
     layers_max: Floats
     """Layers of the fullest stage."""
     layers_mean: Floats
@@ -60,16 +62,19 @@ def rank_parameters(model: ModelGraph, tp: Ints, pp: Ints, ep: Ints, etp: Ints, 
     first = np.zeros(len(tp))
     for op in model.inputs:
         first += _dense_share(op, tp)
-    last = np.zeros(len(tp))
+    last, tied = np.zeros(len(tp)), np.zeros(len(tp))
     for op in model.outputs:
+        share_here = _dense_share(op, tp)
         tied_here = model.tied_head and isinstance(op, Matmul)
-        last += np.where(tied_here & (pp == 1), 0.0, _dense_share(op, tp))
+        last += np.where(tied_here & (pp == 1), 0.0, share_here)
+        tied += np.where(tied_here & (pp > 1), share_here, 0.0)
     chunks = pp * vpp
     return RankParameters(
         layer_dense=dense,
         layer_expert=expert,
         first=first,
         last=last,
+        tied=tied,
         layers_max=np.ceil(model.num_layers / chunks) * vpp,
         layers_mean=model.num_layers / pp.astype(np.float64),
     )

@@ -52,6 +52,8 @@ class StepInputs:
     """Gradient reductions per step: sharded gradients cannot wait for the last micro-batch."""
     param_comm_s: Floats
     """Gathering of updated weights under a sharded optimizer."""
+    tied_comm_s: Floats
+    """Adding up the two gradients of a tied embedding, 4-byte gradients: first and last stage hold it."""
     gather_layer_s: Floats
     """Gathering one layer's weights under full sharding, one pass."""
     optimizer_s: Floats
@@ -155,10 +157,21 @@ def _reduction_s(
     return dense_s + _between_shards_s(table, parameters, levels, bytes_each) + expert_s
 
 
+def _tied_s(table: ConfigTable, parameters: RankParameters, levels: tuple[Level, ...]) -> Floats:
+    """Return the time in which the first and the last stage add up their gradients of a tied embedding.
+
+    Every rank of the first stage does so with its peer of the last one, once per step, behind the flush
+    (Narayanan et al., arXiv 2104.04473; Megatron's embedding group).
+    """
+    stride = table.tp * table.cp * table.dp * np.maximum(table.pp - 1, 1)
+    return collective_s(Collective.ALL_REDUCE, parameters.tied * 4.0, stride, np.minimum(table.pp, 2), levels)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _DataParallel:
     grad_comm_s: Floats
     param_comm_s: Floats
+    tied_comm_s: Floats
     gather_layer_s: Floats
     optimizer_s: Floats
     layers_max: Floats
@@ -181,6 +194,7 @@ def _data_parallel(
     return _DataParallel(
         grad_comm_s=np.select([table.zero == 0, table.zero == 3], [reduce, between], scatter),
         param_comm_s=np.where((table.zero > 0) & (table.zero < 3), gather, 0.0),
+        tied_comm_s=_tied_s(table, parameters, levels),
         gather_layer_s=np.where(table.zero == 3, layer_gather, 0.0),
         optimizer_s=kernels.optimizer_s(updated),
         layers_max=parameters.layers_max,

@@ -43,6 +43,7 @@ class StepParts:
     host_s: Floats
     bubble_s: Floats
     dp_comm_s: Floats
+    tied_comm_s: Floats
     optimizer_s: Floats
     fixed_s: Floats
 
@@ -225,6 +226,7 @@ def step_parts(inputs: StepInputs, stack: Stack) -> StepParts:
         host_s=micro * (layers * layer.stall_s + pace),
         bubble_s=bubble,
         dp_comm_s=dp + micro * layers * layer.gather_s,
+        tied_comm_s=inputs.tied_comm_s * stack.dp_comm * stack.main_grad_bytes / 4.0,
         optimizer_s=inputs.optimizer_s * (stack.vector if stack.optimizer is None else stack.optimizer),
         fixed_s=np.full(len(inputs), stack.step_s),
     )

@@ -157,6 +157,7 @@ def _prediction(pipeline: MixedPipeline, job: TrainingJob, cluster: Cluster) -> 
             "stages": pipeline.compute_s,
             "pp_comm": pipeline.exposed_p2p_s,
             "dp_comm": pipeline.gradient_s,
+            "tied_comm": pipeline.tied_s,
             "optimizer_and_fixed": pipeline.other_s,
         },
         energy_j=watts * step_s if known else None,

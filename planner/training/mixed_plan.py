@@ -65,6 +65,8 @@ class MixedPipeline:
     compute_s: float
     exposed_p2p_s: float
     gradient_s: float
+    tied_s: float
+    """Adding up the gradients of an embedding that the first and the last stage share."""
     other_s: float
     """Optimizer step and fixed costs."""
     model_flops: float
@@ -74,7 +76,7 @@ class MixedPipeline:
     @property
     def step_s(self) -> float:
         """Time of one optimizer step."""
-        return self.compute_s + self.exposed_p2p_s + self.gradient_s + self.other_s
+        return self.compute_s + self.exposed_p2p_s + self.gradient_s + self.tied_s + self.other_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,8 @@ def best_mixed_pipelines(
         hops_s = hops.seconds(strategy, layout)
         if _exchange_bound_s(job, strategy, layout, entries, hops_s) > most_s:
             continue
-        pipeline = _pipeline(job, cluster, strategy, layout, entries, hops_s)
+        tied_s = hops.tied_s(strategy, layout)
+        pipeline = _pipeline(job, cluster, strategy, layout, entries, hops_s, tied_s)
         if pipeline is not None:
             best = _distinct([*best, pipeline], top)
     return tuple(best)
@@ -298,6 +301,7 @@ def _pipeline(
     layout: Layout,
     costs: list[_GroupCosts],
     hops: Floats,
+    tied_s: float,
 ) -> MixedPipeline | None:
     """Return the pipeline with its best layer split, None if no split fits in memory.
 
@@ -341,6 +345,7 @@ def _pipeline(
         compute_s=alone,
         exposed_p2p_s=whole - alone,
         gradient_s=float(gradients.max()),
+        tied_s=tied_s,
         other_s=max(c.other_s for c in costs),
         model_flops=costs[0].model_flops,
         sigma=max(c.sigma for c in costs),

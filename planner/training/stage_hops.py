@@ -3,8 +3,10 @@
 import numpy as np
 import numpy.typing as npt
 
-from costmodels.collectives.times import p2p_s
+from costmodels.collectives.times import Collective, collective_s, p2p_s
 from costmodels.job import TrainingJob
+from costmodels.parameters import rank_parameters
+from costmodels.stacks import find_stack
 from costmodels.strategy import Strategy
 from hardware.cluster import Cluster
 from hardware.levels import Level, LinkKind
@@ -28,6 +30,7 @@ class StageHops:
     """Times of hops between stages, each kind of hop costed once."""
 
     def __init__(self, job: TrainingJob, cluster: Cluster) -> None:
+        self._job = job
         self._token_bytes = job.seq_len * job.model.hidden * _ELEMENT_BYTES
         self._cluster = cluster
         self._inside = [cluster.group_cluster(group).levels for group in range(len(cluster.groups))]
@@ -44,6 +47,28 @@ class StageHops:
                 other, other_tp, _ = layout[index + 1]
                 hops.append(self._between(group, other, min(tp, other_tp), batch))
         return np.array(hops)
+
+    def tied_s(self, strategy: Strategy, layout: Layout) -> float:
+        """Return the time in which both ends of the pipeline add up the gradients of a tied embedding.
+
+        Zero for a model that ties none, and for one stage. Unlike tensor degrees exchange their smaller one's
+        shards.
+        """
+        first, last = layout[0], layout[-1]
+        tp, num_stages = min(first[1], last[1]), sum(stages for _, _, stages in layout)
+        key = (first[0], last[0], tp, num_stages, strategy.dp, -2)
+        if key not in self._known:
+            one = np.ones(1, dtype=np.int64)
+            words = rank_parameters(self._job.model, tp * one, num_stages * one, one, one, one).tied
+            stack = find_stack(self._job.stack)
+            if first[0] == last[0]:
+                levels, stride = self._inside[first[0]], tp * strategy.dp * (num_stages - 1) * one
+            else:
+                levels, stride = (_level_between(self._cluster, first[0], last[0]),), one
+            size = words * stack.main_grad_bytes
+            reduce_s = collective_s(Collective.ALL_REDUCE, size, stride, 2 * one, levels)
+            self._known[key] = float(reduce_s[0]) * stack.dp_comm
+        return self._known[key]
 
     def _within(self, group: int, tp: int, dp: int, micro_batch: int) -> float:
         key = (group, tp, dp, micro_batch)

@@ -1,10 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from costmodels.collectives.times import Collective, collective_s
 from costmodels.job import TrainingJob
 from costmodels.models import find_model
+from costmodels.stacks import find_stack
 from costmodels.strategy import ConfigTable, Recompute, Strategy
 from costmodels.training.evaluate import evaluate, rated_peak_flops_per_s
 from hardware.catalog import find_device
@@ -120,6 +124,28 @@ def test_sharded_gradients_are_reduced_for_every_micro_batch() -> None:
     assert few[0] == pytest.approx(few[1])
     assert many[0] == pytest.approx(few[0])
     assert few[1] < many[1] < 9 * few[1]
+
+
+def test_a_tied_embedding_is_added_up_between_first_and_last_stage() -> None:
+    """Once per step, over the links between those stages; not on one stage, not where nothing is tied."""
+    job, table = (
+        gpt_job(),
+        ConfigTable.from_strategies(
+            [Strategy(pp=1, dp=WORLD), Strategy(pp=4, dp=4), Strategy(tp=2, pp=4, dp=2), Strategy(pp=16)]
+        ),
+    )
+    costs = evaluate(job, cluster(), table, corrected=False)
+    stack, levels = find_stack(job.stack), cluster().levels
+    words = job.model.vocab * job.model.hidden
+    gradients = np.array([words, words / 2, words]) * stack.main_grad_bytes
+    expected = collective_s(
+        Collective.ALL_REDUCE, gradients, np.array([12, 12, 15]), np.array([2, 2, 2]), levels
+    )
+    assert np.allclose(costs.tied_comm_s, [0.0, *(expected * stack.dp_comm)])
+    more = evaluate(replace(job, global_batch=2 * job.global_batch), cluster(), table, corrected=False)
+    assert np.allclose(more.tied_comm_s, costs.tied_comm_s)
+    untied = replace(job, model=replace(job.model, tied_head=False))
+    assert not evaluate(untied, cluster(), table, corrected=False).tied_comm_s.any()
 
 
 def test_sharded_gradients_pass_through_memory_whole() -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from costmodels.job import TrainingJob
 from costmodels.models import find_model
+from costmodels.stacks import find_stack
 from costmodels.strategy import Recompute
 from hardware.catalog import find_cluster
 from hardware.errors import InfeasibleError, SpecError
@@ -72,12 +73,28 @@ def test_no_layer_split_beats_the_bound_with_exchanges():
     for strategy, layout in shapes:
         entries = [costs[group, tp, stages, strategy] for group, tp, stages in layout]
         hops_s = hops.seconds(strategy, layout)
-        pipeline = mixed_plan._pipeline(job, cluster, strategy, layout, entries, hops_s)
+        pipeline = mixed_plan._pipeline(job, cluster, strategy, layout, entries, hops_s, tied_s=0.0)
         if pipeline is not None:
             least_s = mixed_plan._exchange_bound_s(job, strategy, layout, entries, hops_s)
             assert mixed_plan._bound_s(job, strategy, layout, entries) <= least_s <= pipeline.step_s
             compared += 1
     assert compared > 20
+
+
+def test_a_tied_embedding_crosses_the_islands_once():
+    """Eight devices of a node send 4-byte gradients of all words through one 25 Gb/s port at once."""
+    cluster = find_cluster("holmes-hybrid")
+    options = {"micro_batches": (1,), "recomputes": (Recompute.FULL,), "top": 10**6}
+    job = replace(JOB, stack="megascale")
+    best = best_mixed_pipelines(job, cluster, **options)
+    tied = next(p for p in best if p.strategy.pp == 2 and all(s.tp == 4 for s in p.stages))
+    stack = find_stack("megascale")
+    rated_s = job.model.vocab * job.model.hidden / 4 * stack.main_grad_bytes * 8 / 3.125e9 * stack.dp_comm
+    assert rated_s < tied.tied_s < 1.4 * rated_s
+    parts_s = tied.compute_s + tied.exposed_p2p_s + tied.gradient_s + tied.tied_s + tied.other_s
+    assert tied.step_s == pytest.approx(parts_s)
+    free = replace(job, model=replace(job.model, tied_head=False))
+    assert all(p.tied_s == 0.0 for p in best_mixed_pipelines(free, cluster, **options))
 
 
 def test_equal_groups_are_one_layout_whichever_comes_first():
