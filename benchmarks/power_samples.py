@@ -128,10 +128,11 @@ def matmul_samples(data, source):
 def family_means(path):
     """Return, per device and kind of operator, the latency-weighted mean draw over rated power.
 
-    Where two frameworks measured the same kind, the higher mean counts: a meter that lags reads low.
+    Where two frameworks measured the same kind, the higher mean counts: a meter that lags reads low. What the
+    smallest matrix products draw is that of a device that waits for launches.
     """
     wanted = {
-        "gemm": "matmul",
+        "gemm": "launch-bound",
         "context_attention": "attention",
         "generation_attention": "decode-attention",
         "moe": "experts",
@@ -140,13 +141,12 @@ def family_means(path):
     for row in read_table(path):
         if row["table"] not in wanted:
             continue
-        limit = float(row["power_limit_w"])
+        limit, phase = float(row["power_limit_w"]), wanted[row["table"]]
         entry = found.setdefault(row["system"].removesuffix("_sxm"), {})
-        phase, share = wanted[row["table"]], round(float(row["latency_weighted_mean_w"]) / limit, 4)
-        entry[phase] = max(share, entry.get(phase, 0.0))
-        if row["table"] == "gemm":
-            idle = round(float(row["p01_w"]) / limit, 4)
-            entry["launch-bound"] = min(idle, entry.get("launch-bound", 1.0))
+        if phase == "launch-bound":
+            entry[phase] = min(round(float(row["p01_w"]) / limit, 4), entry.get(phase, 1.0))
+        else:
+            entry[phase] = max(round(float(row["latency_weighted_mean_w"]) / limit, 4), entry.get(phase, 0.0))
     return found
 
 

@@ -1,8 +1,9 @@
 """Watts and joules: what a device draws in each phase, a step or a token costs, and what the site adds.
 
-Draw is *natural*: without a cap below rated power. Shares of rated power per phase are measured where a
-source measured the device (see `costmodels/data/coefficients/power`); any other device takes the mean of the
-measured ones, and the answer says so. Energy of a step is the sum over its parts of draw times time.
+Draw is *natural*: without a cap below rated power. Matrix products follow one law on every device (see
+`costmodels.power.sustained`). Shares of rated power of the other phases are measured where a source measured
+the device (see `costmodels/data/coefficients/power`); any other device takes the mean of the measured ones,
+and the answer says so. Energy of a step is the sum over its parts of draw times time.
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodels.power.data import read_power_coefficients
+from costmodels.power.sustained import sustained_draw
 from hardware.device import Device
 from hardware.errors import InputError, OutOfDomainError
 
@@ -30,7 +32,9 @@ __all__ = [
 Floats = npt.NDArray[np.float64]
 
 PHASES = ("matmul", "attention", "decode-attention", "experts", "launch-bound")
-"""Kinds of work whose draw was measured."""
+"""Kinds of work whose draw was measured; matrix products are those that fill a device."""
+_FILLED = (0.5, 0.1)
+"""Shares of rated arithmetic and memory traffic that such products reach at least."""
 
 IDLE_FRAC = 0.12
 """Idle draw over rated power where the data sheet has none (assumed: H100 72 of 700 W, A100 58 of 400)."""
@@ -97,13 +101,15 @@ def device_power(device: Device) -> DevicePower:
         raise OutOfDomainError(message)
     families: dict[str, dict[str, float]] = read_power_coefficients("families")["draw_frac"]
     known = families.get(device.name, {})
-    mean = {p: float(np.mean([f[p] for f in families.values() if p in f])) for p in PHASES}
+    measured = (p for p in PHASES if p != "matmul")
+    mean = {p: float(np.mean([f[p] for f in families.values() if p in f])) for p in measured}
+    filled = {"matmul": float(sustained_draw().share(*_FILLED))}
     return DevicePower(
         device=device.name,
         rated_w=device.tdp_w,
         idle_w=device.idle_w if device.idle_w is not None else IDLE_FRAC * device.tdp_w,
         min_cap_w=device.min_power_cap_w,
-        draw_frac=mean | known,
+        draw_frac=filled | mean | known,
         measured=bool(known),
     )
 

@@ -70,7 +70,7 @@ def engine_draw(
             log_sigma=_FAMILY_LOG_SIGMA,
             rated_w=power.rated_w,
             measured=power.measured,
-            source="kernels of " + (power.device if power.measured else "the measured devices, their mean"),
+            source="matrix products that fill a device, on the measured ones",
         )
     fitted, measured = serving_power(), device.name in MEASURED_DEVICES
     runs = _run(model, device, power, num_devices, weight_bytes, batch, prompt_tokens, output_tokens)

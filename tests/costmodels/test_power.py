@@ -11,8 +11,14 @@ def test_measured_devices_keep_their_own_phases_and_others_take_the_mean():
     h200, h100 = device_power(find_device("h200")), device_power(find_device("h100"))
     assert h200.measured
     assert not h100.measured
-    assert h200.draw_frac["matmul"] == pytest.approx(0.8829)
-    assert h100.natural_w("matmul") == pytest.approx(700 * (0.8599 + 0.7689 + 0.8829) / 3)
+    assert h200.draw_frac["experts"] == pytest.approx(0.9223)
+    assert h100.natural_w("experts") == pytest.approx(700 * (0.8503 + 0.821 + 0.9223) / 3)
+
+
+@pytest.mark.parametrize("device", ["a100-80gb", "h200", "mi300x"])
+def test_products_that_fill_a_device_draw_what_it_is_rated(device):
+    power = device_power(find_device(device))
+    assert 0.95 * power.rated_w < power.natural_w("matmul") <= power.rated_w
 
 
 def test_energy_of_a_step_is_the_sum_over_its_parts():

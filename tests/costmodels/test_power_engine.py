@@ -45,7 +45,7 @@ def test_a_busy_engine_draws_more_than_one_with_a_single_request():
 
 def test_prompts_alone_draw_what_matrix_products_do():
     prompt = _draw("h200", role="prefill")
-    assert prompt.watts == pytest.approx(700 * 0.8829, rel=1e-3)
+    assert prompt.watts == pytest.approx(700, rel=1e-3)
 
 
 def test_shipped_fit_says_how_sure_it_is():
