@@ -110,6 +110,10 @@ class MixSolution:
     usd_per_hour: float
     best_single_usd_per_hour: float
     """Of the cheapest item that carries all buckets alone; infinity where none can."""
+    away: Ints | None = None
+    """Instances among the count that may be interrupted and not yet replaced. shape (items,)"""
+    bought: Ints | None = None
+    """Where there are offers, instances by offer. shape (offers, items)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +211,7 @@ def check_mix(problem: MixProblem, solution: MixSolution) -> list[str]:
     if problem.spare is not None:
         need = need + np.where(need > _LOAD_TOLERANCE, problem.spare, 0)
     left = solution.count - (-(-solution.count // problem.num_zones) if problem.num_zones > 1 else 0)
+    left = left if solution.away is None else left - solution.away
     problems += [
         f"{problem.item_names[i]}: {need[i]:.6f} needed, {left[i]} of {solution.count[i]} planned are left"
         for i in np.flatnonzero(need > left * (1.0 + _LOAD_TOLERANCE) + _LOAD_TOLERANCE)

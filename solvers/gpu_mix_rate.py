@@ -9,9 +9,9 @@ from solvers.gpu_mix import MixProblem, MixSolution, mix_program, require_server
 from solvers.milp import Program, solve_program
 from solvers.outcome import Outcome, Status
 
-__all__ = ["solve_most_load"]
+__all__ = ["RATE_SLACK", "most_instances", "rate_program", "solve_most_load"]
 
-_SLACK = 1e-6
+RATE_SLACK = 1e-6
 """Relative: the dollars of the best load are sought at a load this much smaller."""
 
 
@@ -31,16 +31,16 @@ def solve_most_load(
     """
     started = time.monotonic()
     require_servers(problem)
-    most = _most_instances(problem)
+    most = most_instances(problem)
     if not np.isfinite(most).all():
         names = [n for n, m in zip(problem.item_names, most, strict=True) if np.isinf(m)]
         message = f"the count of {names[0]} has no limit, so any load could be carried"
         raise ValueError(message)
     bounded = replace(problem, max_count=np.floor(most + 1e-9).astype(np.int64))
-    outcome = solve_program(_rate_program(bounded), solver=solver, time_limit_s=time_limit_s, rel_gap=1e-6)
+    outcome = solve_program(rate_program(bounded), solver=solver, time_limit_s=time_limit_s, rel_gap=1e-6)
     if outcome.solution is None or outcome.objective is None:
         return Outcome(status=outcome.status, wall_s=outcome.wall_s, conflict=outcome.conflict), 0.0
-    rate = -outcome.objective * (1.0 - _SLACK)
+    rate = -outcome.objective * (1.0 - RATE_SLACK)
     if rate <= 0.0:
         conflict = tuple(limit.name for limit in problem.limits)
         return Outcome(status=Status.INFEASIBLE, wall_s=outcome.wall_s, conflict=conflict), 0.0
@@ -61,7 +61,7 @@ def solve_most_load(
     )
 
 
-def _most_instances(problem: MixProblem) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def most_instances(problem: MixProblem) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """Return the most instances of each item that counts and limits allow by themselves."""
     num_items = len(problem.item_names)
     most = np.full(num_items, np.inf) if problem.max_count is None else problem.max_count.astype(float)
@@ -73,7 +73,7 @@ def _most_instances(problem: MixProblem) -> np.ndarray[tuple[int], np.dtype[np.f
     return most
 
 
-def _rate_program(problem: MixProblem) -> Program:
+def rate_program(problem: MixProblem) -> Program:
     """Return the mix program with the common factor of all buckets as one more column, made largest."""
     base, _ = mix_program(problem)
     num_buckets = len(problem.bucket_names)

@@ -30,6 +30,17 @@ Objective = Annotated[
 Provider = Annotated[str | None, typer.Option("--provider", help="Whose prices: aws, gcp, lambda ...")]
 Region = Annotated[str | None, typer.Option("--region", help="Where those prices hold.")]
 Spot = Annotated[bool | None, typer.Option("--spot/--on-demand", help="Interruptible prices.")]
+PriceFile = Annotated[
+    str | None, typer.Option("--prices", help="Price file: offers on demand, spot and reserved.")
+]
+OfferKinds = Annotated[
+    str | None, typer.Option("--offer-kinds", help="Of the price file: on-demand,spot,reserved.")
+]
+MaxSpot = Annotated[float | None, typer.Option("--max-spot-frac", help="Of the instances of every kind; 1.")]
+LoadLevels = Annotated[
+    str | None,
+    typer.Option("--load-levels", help="Share of the peak rate = hours of the day: 1=6,0.5=10,0.2=8."),
+]
 Top = Annotated[int | None, typer.Option("--top", help="Plans to return, best first; 3.")]
 WorkloadOption = Annotated[
     str | None,
@@ -62,9 +73,9 @@ Simulate = Annotated[
 LoraRank = Annotated[int | None, typer.Option("--lora-rank", help="Of adapters that requests name.")]
 Adapters = Annotated[int | None, typer.Option("--num-adapters", help="Adapters kept in device memory.")]
 
-_LISTS = ("gpus", "formats", "kv_formats")
+_LISTS = ("gpus", "formats", "kv_formats", "offer_kinds")
 _TABLES: dict[str, type] = {"usd_per_hour": float, "max_devices": int, "min_devices": int}
-_OTHERS = ("request", "catalog", "output", "json")
+_OTHERS = ("request", "catalog", "output", "json", "load_levels")
 
 
 def _given(text: str | None) -> tuple[str, ...]:
@@ -86,12 +97,28 @@ def _by_name(text: str | None, flag: str, kind: type) -> dict[str, Any]:
     return pairs
 
 
+def _levels(text: str | None) -> tuple[dict[str, float], ...]:
+    """Return `rate=hours` pairs of the load over a day."""
+    from hardware.errors import InputError
+
+    levels = []
+    for part in _given(text):
+        rate, _, hours = part.partition("=")
+        try:
+            levels.append({"rate_frac": float(rate), "hours_per_day": float(hours)})
+        except ValueError:
+            message = f"--load-levels: {part!r} is not SHARE=HOURS (for example 0.5=12)"
+            raise InputError(message) from None
+    return tuple(levels)
+
+
 def _flags(given: dict[str, Any]) -> dict[str, Any]:
     """Return the flags as values of a request."""
     flags = {k: v for k, v in given.items() if k not in (*_LISTS, *_TABLES, *_OTHERS)}
     flags |= {name: _given(given[name]) for name in _LISTS}
     for name, kind in _TABLES.items():
         flags[name] = _by_name(given[name], f"--{name.replace('_', '-')}", kind) or None
+    flags["load_levels"] = _levels(given["load_levels"])
     return flags | {"catalog": tuple(given["catalog"] or ())}
 
 
@@ -117,6 +144,10 @@ def plan_serve(
     provider: Provider = None,
     region: Region = None,
     spot: Spot = None,
+    prices: PriceFile = None,
+    offer_kinds: OfferKinds = None,
+    max_spot_frac: MaxSpot = None,
+    load_levels: LoadLevels = None,
     max_devices: MaxDevices = None,
     min_devices: MinDevices = None,
     spare_instances: Spares = None,

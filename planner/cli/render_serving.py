@@ -4,7 +4,7 @@ from planner.plan import PlanFile
 from planner.render import console, parts_text, print_table
 from planner.render_site import site_words
 from planner.serving.estimate import ServingEstimate
-from planner.serving.plan import MixEntry, ServingPlan, ServingPrediction, SimulatedCheck
+from planner.serving.plan import MixEntry, PlanLevel, ServingPlan, ServingPrediction, SimulatedCheck
 
 __all__ = ["print_serving_estimate", "print_serving_plans"]
 
@@ -47,17 +47,11 @@ def print_serving_plans(file: PlanFile[ServingPlan]) -> None:
                 out.print(f"   {site_words(p.site)}", soft_wrap=True)
         if p.simulated is not None:
             out.print(f"   {_replay_words(p.simulated, p.headroom_frac)}", soft_wrap=True)
-        for m in p.by_model:
-            out.print(
-                f"   {m.model}: {m.cost_usd_per_hour:.2f} USD/h, {m.form}, TTFT {_seconds(m.ttft_s)}, "
-                f"TPOT {_seconds(m.tpot_s)}, {m.requests_per_s:.3g} requests/s",
-                soft_wrap=True,
-            )
-            if m.simulated is not None:
-                out.print(f"      {_replay_words(m.simulated, m.headroom_frac)}", soft_wrap=True)
+        _print_models(p)
         print_table(
             "", ("instances", "count", "role", "devices each", "USD/h each", "load"), map(_row, plan.mix)
         )
+        _print_purchases(plan)
         out.print(f"   {plan.reason}", soft_wrap=True)
     best = file.plans[0]
     rows = [
@@ -87,6 +81,57 @@ def print_serving_plans(file: PlanFile[ServingPlan]) -> None:
     )
     for note in file.diagnostics:
         out.print(f"note: {note}", soft_wrap=True)
+
+
+def _print_models(p: ServingPrediction) -> None:
+    """Print the part of each model of a fleet of several."""
+    out = console()
+    for m in p.by_model:
+        out.print(
+            f"   {m.model}: {m.cost_usd_per_hour:.2f} USD/h, {m.form}, TTFT {_seconds(m.ttft_s)}, "
+            f"TPOT {_seconds(m.tpot_s)}, {m.requests_per_s:.3g} requests/s",
+            soft_wrap=True,
+        )
+        if m.simulated is not None:
+            out.print(f"      {_replay_words(m.simulated, m.headroom_frac)}", soft_wrap=True)
+
+
+def _print_purchases(plan: ServingPlan) -> None:
+    """Print what is bought on each offer, and what serves each part of the day."""
+    if plan.purchases:
+        rows = [
+            [
+                p.offer,
+                p.kind if p.commitment_months is None else f"{p.kind}, {p.commitment_months} months",
+                str(p.num_devices),
+                f"{p.usd_per_hour:.2f}",
+                f"{p.mean_usd_per_hour:.2f}",
+                f"{p.upfront_usd:,.0f}" if p.upfront_usd else "",
+            ]
+            for p in plan.purchases
+        ]
+        columns = ("offer", "kind", "devices", "USD/h each", "USD/h of the bill", "USD in advance")
+        print_table("", columns, rows)
+    if len(plan.levels) > 1:
+        rows = [
+            [
+                f"{100 * level.rate_frac:g} %",
+                f"{level.hours_per_day:g}",
+                f"{level.usd_per_hour:.2f}",
+                ", ".join(f"{m.count} x {m.name}" for m in level.mix),
+                ", ".join(f"{n} {name}" for name, n in level.offers.items()),
+                _levels_words(level),
+            ]
+            for level in plan.levels
+        ]
+        columns = ("load", "hours a day", "USD/h", "instances", "devices by offer", "replayed")
+        print_table("", columns, rows)
+
+
+def _levels_words(level: PlanLevel) -> str:
+    if not level.simulated:
+        return ""
+    return "holds" if all(check.holds for check in level.simulated) else "does NOT hold"
 
 
 def _replay_words(s: SimulatedCheck, headroom_frac: float) -> str:

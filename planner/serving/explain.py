@@ -8,6 +8,7 @@ from hardware.schema import validate
 from planner.plan import Check, PlanFile
 from planner.serving.flow import plan_serving
 from planner.serving.models import ModelDemand
+from planner.serving.offers import device_offers
 from planner.serving.plan import ServingPlan
 from planner.serving.request import ServeRequest
 
@@ -93,6 +94,13 @@ def _changes(asked: ServeRequest) -> dict[str, ServeRequest]:
     for name in asked.min_devices:
         rest = {k: v for k, v in asked.min_devices.items() if k != name}
         changes[f"without min_devices.{name}"] = replace(asked, min_devices=rest)
+    if asked.prices is not None:
+        for kind in asked.offer_kinds:
+            rest_kinds = tuple(k for k in asked.offer_kinds if k != kind)
+            if rest_kinds:
+                changes[f"without {kind} offers"] = _on_offers(replace(asked, offer_kinds=rest_kinds))
+        if asked.max_spot_frac < 1.0:
+            changes["without max_spot_frac"] = replace(asked, max_spot_frac=1.0)
     return changes
 
 
@@ -110,6 +118,17 @@ def _eased(asked: ServeRequest | ModelDemand, name: str) -> dict[str, Any]:
 def _in_form(request: ServeRequest, form: Any) -> ServeRequest:
     models = tuple(replace(m, form=None) for m in request.models)
     return replace(request, form=form, models=models)
+
+
+def _on_offers(request: ServeRequest) -> ServeRequest:
+    """Return the request without the devices that have no offer of its kinds; as it is where none has."""
+    for name in request.gpus:
+        try:
+            device_offers(replace(request, gpus=(name,)))
+        except SpecError:
+            rest = _without(request, name)
+            request = rest if rest.gpus else request
+    return request
 
 
 def _without(request: ServeRequest, name: str) -> ServeRequest:

@@ -19,14 +19,13 @@ from planner.serving.offers import DeviceOffer
 from planner.serving.plan import ServingPlan
 from planner.serving.power import draw_notes
 from planner.serving.provenance import serving_provenance
+from planner.serving.purchase import solve_fleet
+from planner.serving.purchase_words import purchase_notes
 from planner.serving.reachable import least_limits
 from planner.serving.replays import Replays
 from planner.serving.request import ServeRequest, resolve_serving
 from planner.serving.result import SolvedFleet, serving_plan_of
 from planner.workload import bucketise, read_workload
-from solvers.gpu_mix import MixProblem, MixSolution, solve_mix
-from solvers.gpu_mix_rate import solve_most_load
-from solvers.outcome import Outcome
 
 __all__ = ["plan_serving"]
 
@@ -59,7 +58,8 @@ def plan_serving(request: ServeRequest) -> PlanFile[ServingPlan]:
             failures.append(error)
     notes = [f"{f.args[0]}" for f in failures]
     if not plans:
-        layered = plan_layers(request, demands)
+        one_price = not any(offer.purchases for offer in offers)
+        layered = plan_layers(request, demands) if one_price else None
         if layered is None:
             free = tuple(_demand(*each[:3], _without_end(offers)) for each in asked)
             raise _explained(failures[0], demands, least_limits(request, free, _forms(free), offers))
@@ -88,6 +88,7 @@ def plan_serving(request: ServeRequest) -> PlanFile[ServingPlan]:
                         i for d in demands for i in d.search.items if (i.offer.device.name, i.role) in used
                     ),
                     *([facility_note(request.facility)] if request.facility else []),
+                    *purchase_notes(request, plans[0]),
                 )
             )
         ),
@@ -153,13 +154,6 @@ def _explained(
     return InfeasibleError(message, error.conflict or demands[0].buckets.names)
 
 
-def _solve(request: ServeRequest, problem: MixProblem) -> tuple[Outcome[MixSolution], float]:
-    """Return the best mix, and the served rate over the asked one."""
-    if request.objective == "throughput":
-        return solve_most_load(problem)
-    return solve_mix(problem), 1.0
-
-
 def _plan_of_forms(
     forms: tuple[Form, ...], request: ServeRequest, demands: tuple[Demand, ...], replays: Replays
 ) -> ServingPlan:
@@ -167,7 +161,7 @@ def _plan_of_forms(
     fleet = fleet_of(demands, forms)
     steps = [_HEADROOM_STEPS.index(0.0)] * len(demands)
     found = _solved(request, fleet, steps, replays)
-    while late := [n for n, check in enumerate(found.checks) if check is not None and not check.holds]:
+    while late := found.late:
         if any(steps[n] + 1 == len(_HEADROOM_STEPS) for n in late):
             break
         for n in late:
@@ -190,7 +184,7 @@ def _lowered(found: SolvedFleet, steps: list[int], replays: Replays) -> SolvedFl
             if not all(check is None or check.holds for check in tried.checks):
                 break
             steps[n] = fewer[n]
-            if not np.array_equal(tried.solution.count, found.solution.count) or tried.scale > found.scale:
+            if tried.scale > found.scale or not tried.same_counts(found):
                 found = tried
     return found
 
@@ -199,19 +193,16 @@ def _solved(request: ServeRequest, fleet: Fleet, steps: list[int], replays: Repl
     """Return the best mix at the given headrooms, replayed."""
     headrooms = tuple(_HEADROOM_STEPS[s] for s in steps)
     problem = mix_problem(request, fleet, headrooms)
-    outcome, scale = _solve(request, problem)
-    solution = outcome.unwrap()
+    mix = solve_fleet(request, fleet, problem)
     checks = tuple(
-        replays.check(slot, fleet, solution, scale) if request.simulate else None for slot in fleet.slots
+        tuple(
+            replays.check(slot, fleet, solution, mix.scale * level.rate_frac) if request.simulate else None
+            for slot in fleet.slots
+        )
+        for level, solution in mix.levels
     )
     return SolvedFleet(
-        request=request,
-        fleet=fleet,
-        problem=problem,
-        outcome=outcome,
-        scale=scale,
-        headrooms=headrooms,
-        checks=checks,
+        request=request, fleet=fleet, problem=problem, mix=mix, headrooms=headrooms, level_checks=checks
     )
 
 

@@ -103,7 +103,7 @@ def find_items(
             engine,
             formats=request.formats,
             kv_formats=request.kv_formats,
-            max_devices=int(min(request.max_devices_per_instance, offer.max_devices)),
+            max_devices=int(min(request.max_devices_per_instance, offer.largest_instance)),
             longest_request=longest,
             draft_tokens=request.draft_tokens,
             lora=(request.lora_rank, request.num_adapters),

@@ -14,7 +14,7 @@ from planner.serving.items import Item, ItemSearch, Role
 from planner.serving.offers import DeviceOffer
 from planner.serving.request import ServeRequest
 from planner.workload import Buckets, Workload
-from solvers.gpu_mix import Limit, MixProblem, best_single
+from solvers.gpu_mix import Limit, MixProblem, MixSolution, best_single
 
 __all__ = [
     "Demand",
@@ -142,11 +142,13 @@ def mix_problem(request: ServeRequest, fleet: Fleet, headrooms: tuple[float, ...
     )
 
 
-def left_after_losses(request: ServeRequest, count: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the instances that are left when the spares and the fullest zone are lost."""
+def left_after_losses(request: ServeRequest, solution: MixSolution) -> npt.NDArray[np.int64]:
+    """Return the instances that are left when spares, the fullest zone and interrupted ones are lost."""
+    count = solution.count
     zone = -(-count // request.num_zones) if request.num_zones > 1 else 0
+    away = 0 if solution.away is None else solution.away
     left: npt.NDArray[np.int64] = np.maximum(
-        count - zone - np.where(count > 0, request.spare_instances, 0), 0
+        count - zone - away - np.where(count > 0, request.spare_instances, 0), 0
     )
     return left
 
@@ -185,7 +187,7 @@ def _limits(request: ServeRequest, items: tuple[Item, ...]) -> tuple[Limit, ...]
                     name=f"min_devices.{name}", per_instance=-devices * mine, total=-float(offer.min_devices)
                 )
             )
-    if request.budget_usd_per_hour is not None:
+    if request.budget_usd_per_hour is not None and not any(item.offer.purchases for item in items):
         cost = np.array([item.usd_per_hour for item in items])
         limits.append(Limit(name="budget_usd_per_hour", per_instance=cost, total=request.budget_usd_per_hour))
     if request.power_budget_w is not None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from costmodels.serving.machine import serving_machine
@@ -10,7 +10,9 @@ from hardware.catalog import find_cluster, find_device, find_node
 from hardware.device import Device
 from hardware.errors import OutOfDomainError, PlannerError, SpecError, UnknownNameError
 from hardware.levels import Level
+from hardware.price_file import OfferKind, PriceOffer, offers_of, read_price_file
 from hardware.pricing import device_price
+from planner.serving.day import LoadHours
 
 __all__ = ["DeviceOffer", "device_offers"]
 
@@ -33,6 +35,12 @@ class _Wishes(Protocol):
     @property
     def spot(self) -> bool: ...
     @property
+    def prices(self) -> str | None: ...
+    @property
+    def offer_kinds(self) -> tuple[OfferKind, ...]: ...
+    @property
+    def load_levels(self) -> tuple[LoadHours, ...]: ...
+    @property
     def max_devices(self) -> Mapping[str, int]: ...
     @property
     def min_devices(self) -> Mapping[str, int]: ...
@@ -47,8 +55,18 @@ class DeviceOffer:
     device: Device
     levels: tuple[Level, ...]
     usd_per_hour: float
+    """Of the cheapest offer."""
     max_devices: float = math.inf
     min_devices: int = 0
+    purchases: tuple[PriceOffer, ...] = ()
+    """Ways to have it, where more than one price all day is to be chosen from."""
+
+    @property
+    def largest_instance(self) -> float:
+        """Devices that one instance may have: all of one offer."""
+        return min(
+            self.max_devices, max((o.max_devices or math.inf for o in self.purchases), default=math.inf)
+        )
 
 
 def device_offers(request: _Wishes) -> tuple[DeviceOffer, ...]:
@@ -106,19 +124,54 @@ def _of_cluster(request: _Wishes, name: str) -> tuple[DeviceOffer, ...]:
 
 
 def _offer(request: _Wishes, device: Device, levels: tuple[Level, ...], most: float) -> DeviceOffer:
+    purchases = _purchases(request, device)
+    price = min(p.usd_per_hour for p in purchases) if purchases else _single_price(request, device)
+    stock = sum(math.inf if p.max_devices is None else p.max_devices for p in purchases)
+    return DeviceOffer(
+        device=device,
+        levels=levels,
+        usd_per_hour=price,
+        max_devices=min(
+            most, request.max_devices.get(device.name, math.inf), stock if purchases else math.inf
+        ),
+        min_devices=request.min_devices.get(device.name, 0),
+        purchases=purchases,
+    )
+
+
+def _purchases(request: _Wishes, device: Device) -> tuple[PriceOffer, ...]:
+    """Return the offers of a device: of the price file, or its one price where hours are told apart."""
+    given = device.name in request.usd_per_hour
+    if request.prices is None or given:
+        if request.prices is None and not request.load_levels:
+            return ()
+        price = _single_price(request, device)
+        return (PriceOffer(device=device.name, kind="on-demand", usd_per_hour=price).named(),)
+    listed = tuple(
+        replace(offer, device=find_device(offer.device, catalogs=request.catalog).name)
+        for offer in read_price_file(request.prices)
+    )
+    found = offers_of(
+        listed, device.name, kinds=request.offer_kinds, provider=request.provider, region=request.region
+    )
+    if not found:
+        known = ", ".join(offer.name for offer in listed if offer.device == device.name)
+        wanted = " ".join(
+            part for part in ("/".join(request.offer_kinds), request.provider, request.region) if part
+        )
+        message = f"{request.prices}: no {wanted} offer of {device.name} (it has: {known or 'none at all'})"
+        raise OutOfDomainError(message)
+    return found
+
+
+def _single_price(request: _Wishes, device: Device) -> float:
     price = request.usd_per_hour.get(device.name)
     if price is None:
         price = _catalogue_price(request, device)
     if price <= 0:
         message = f"{device.name}: a price of {price:g} USD/h is not positive"
         raise OutOfDomainError(message)
-    return DeviceOffer(
-        device=device,
-        levels=levels,
-        usd_per_hour=price,
-        max_devices=min(most, request.max_devices.get(device.name, math.inf)),
-        min_devices=request.min_devices.get(device.name, 0),
-    )
+    return price
 
 
 def _catalogue_price(request: _Wishes, device: Device) -> float:

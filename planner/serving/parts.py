@@ -59,6 +59,8 @@ def _part(plan: ServingPlan, model: str) -> ServingPlan:
             joules_per_token=None,
             by_model=(),
         ),
+        purchases=(),
+        levels=(),
         reason=f"its part of a fleet of several models: {plan.reason}",
     )
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict
 
+from hardware.price_file import OfferKind
 from planner.facility import SiteEnergy
 from planner.plan import Check
 from planner.serving.caps import PowerCap
@@ -15,6 +16,8 @@ __all__ = [
     "LayerSpan",
     "MixEntry",
     "ModelPrediction",
+    "PlanLevel",
+    "Purchase",
     "Route",
     "ServingPlan",
     "ServingPrediction",
@@ -39,7 +42,7 @@ class MixEntry:
     """Degrees, formats and limits of the engine: see `ServingConfig`."""
     devices_per_instance: int
     usd_per_hour: float
-    """Of one instance."""
+    """Of one instance; mean over the offers on which they are bought."""
     load_frac: float
     """Share of the instances' capacity that the routed load takes."""
     model: str | None = None
@@ -121,6 +124,53 @@ class LayerSpan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Purchase:
+    """What is bought on one offer."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _FILE
+
+    offer: str
+    device: str
+    kind: OfferKind
+    num_devices: int
+    """Committed ones, or those used at the busiest hours."""
+    usd_per_hour: float
+    """Of one device."""
+    mean_usd_per_hour: float
+    """Its part of the bill, mean over the day."""
+    provider: str | None = None
+    region: str | None = None
+    commitment_months: int | None = None
+    upfront_usd: float = 0.0
+    """Due on the first day."""
+    committed_usd: float = 0.0
+    """Due over the whole term, used or not; what is due on the first day included."""
+    away_frac: float = 0.0
+    """Of a spot instance: share of time that it is interrupted and not yet replaced."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanLevel:
+    """What serves the load at some hours of the day."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _FILE
+
+    rate_frac: float
+    """Of the peak."""
+    hours_per_day: float
+    mix: tuple[MixEntry, ...]
+    routing: tuple[Route, ...]
+    offers: Mapping[str, int]
+    """Devices used, by offer."""
+    usd_per_hour: float
+    """At these hours, idle reserved devices included."""
+    num_away: int
+    """Interruptible instances that may be missing at once; the load is carried without them."""
+    simulated: tuple[SimulatedCheck, ...] = ()
+    """By model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServingPrediction:
     """What the fleet is predicted to do at the request's percentile; of several models, the worst latency."""
 
@@ -133,6 +183,7 @@ class ServingPrediction:
     requests_per_s: float
     num_devices: int
     cost_usd_per_hour: float
+    """Mean over the day, where its hours differ."""
     cost_usd_per_million_tokens: float
     """Prompt and output tokens."""
     best_single_usd_per_hour: float | None
@@ -186,4 +237,8 @@ class ServingPlan:
     """Why this fleet and not another."""
     layers: tuple[LayerSpan, ...] = ()
     """Which layers each machine holds, where no instance of one kind holds the model."""
+    purchases: tuple[Purchase, ...] = ()
+    """Where devices have several offers or hours of the day differ."""
+    levels: tuple[PlanLevel, ...] = ()
+    """The peak first; mix and predictions are those of the peak, cost apart."""
     extra: Mapping[str, Any] = field(default_factory=dict)

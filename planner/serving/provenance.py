@@ -19,7 +19,7 @@ def serving_provenance(
     """Return the tool's version and the hashes of inputs and coefficient files."""
     inputs = {
         "model": repr(models[0] if len(models) == 1 else models),
-        "devices": repr([(o.device, o.levels, o.usd_per_hour) for o in offers]),
+        "devices": repr([(o.device, o.levels, o.usd_per_hour, *o.purchases) for o in offers]),
         "request": repr(request),
     }
     folder = files("costmodels") / "data" / "coefficients"

@@ -7,6 +7,7 @@ from dataclasses import replace
 from hardware.errors import InfeasibleError
 from planner.serving.mix import Demand, Fleet, Form, fleet_of, mix_problem
 from planner.serving.offers import DeviceOffer
+from planner.serving.purchase import budget_wanted
 from planner.serving.request import ServeRequest
 from solvers.gpu_mix import Limit, MixProblem, solve_mix
 
@@ -33,13 +34,19 @@ def least_limits(
     offers : the devices as they can be had.
     """
     problems = []
+    budgets = []
     for chosen in forms:
         try:
             fleet = _as_offered(fleet_of(demands, chosen), offers)
             problems.append(mix_problem(request, fleet, (0.0,) * len(demands)))
         except InfeasibleError:
             continue
-    return _wanting(problems, alone=True) or _wanting(problems, alone=False)
+        budgets.append(budget_wanted(request, fleet, problems[-1]))
+    wanting = _wanting(problems, alone=True) or _wanting(problems, alone=False)
+    given, needed = request.budget_usd_per_hour, min((b for b in budgets if b is not None), default=None)
+    if given is None or needed is None or needed <= given:
+        return wanting
+    return (*wanting, f"budget_usd_per_hour: {given:g} given, {needed:.4g} would do")
 
 
 def _as_offered(fleet: Fleet, offers: tuple[DeviceOffer, ...]) -> Fleet:

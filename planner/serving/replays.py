@@ -29,7 +29,7 @@ class Replays:
         """Return what a replay of one model's traffic shows on what losses leave of its part of the fleet."""
         demand = slot.demand
         columns = slice(slot.buckets[0].start, slot.buckets[-1].stop)
-        count = left_after_losses(self._request, solution.count[slot.items])
+        count = left_after_losses(self._request, solution)[slot.items]
         share = solution.share[slot.items][:, columns]
         key = (
             demand.name,
@@ -48,7 +48,7 @@ class Replays:
                     items=fleet.items[slot.items],
                     buckets=demand.buckets,
                 )
-            part = replace(solution, count=count, share=share)
+            part = replace(solution, count=count, share=share, away=None, bought=None)
             self._seen[key] = simulated_check(self._fleets[place], part, _scaled(demand.workload, scale))
         return self._seen[key]
 

@@ -13,9 +13,21 @@ from costmodels.job import Slo
 from costmodels.models import find_model
 from costmodels.serving.engine import EngineStack, find_engine
 from hardware.errors import PlannerError, SpecError
+from hardware.price_file import OFFER_KINDS, OfferKind
 from hardware.schema import read_yaml, validate
 from planner.facility import FacilityOption
-from planner.serving.fields import Count, Format, KvFormat, Natural, Percent, Positive, Share, StayForm
+from planner.serving.day import LoadHours, day_problems
+from planner.serving.fields import (
+    Count,
+    Format,
+    KvFormat,
+    Natural,
+    Percent,
+    Positive,
+    Share,
+    StayForm,
+    WholeShare,
+)
 from planner.serving.models import ModelDemand
 from planner.serving.offers import DeviceOffer, device_offers
 
@@ -66,12 +78,20 @@ class ServeRequest:
     num_adapters: Natural = 0
     """Adapters kept in device memory, asked for alike."""
     usd_per_hour: Mapping[str, Positive] = field(default_factory=dict)
-    """Price of one device; the catalogue's where left out."""
+    """Price of one device, in place of the price file's offers of it, else of the catalogue's price."""
     provider: str | None = None
     """Of the catalogue's prices; any where left out."""
     region: str | None = None
     spot: bool = False
-    """Interruptible prices in place of on-demand ones."""
+    """The catalogue's interruptible prices in place of its on-demand ones."""
+    prices: str | None = None
+    """Price file: several offers per device (on demand, spot, reserved), in place of one price each."""
+    offer_kinds: tuple[OfferKind, ...] = OFFER_KINDS
+    """Of the price file; others are left aside."""
+    max_spot_frac: WholeShare = 1.0
+    """Of the instances of every kind, so of the capacity that is lost if all spot is taken back at once."""
+    load_levels: tuple[LoadHours, ...] = ()
+    """Hours of the day at which share of the peak rate; all day at the peak where left out."""
     max_devices: Mapping[str, Natural] = field(default_factory=dict)
     """Devices of a type that can be had."""
     min_devices: Mapping[str, Natural] = field(default_factory=dict)
@@ -166,4 +186,30 @@ def _contradictions(request: ServeRequest, offers: tuple[DeviceOffer, ...]) -> l
                 "objective: throughput needs a limit: budget_usd_per_hour, power_budget_w, or max_devices of "
                 f"{', '.join(free)}"
             )
+    return [*problems, *_purchase_contradictions(request, offers)]
+
+
+def _purchase_contradictions(request: ServeRequest, offers: tuple[DeviceOffer, ...]) -> list[str]:
+    """Return what of prices, quotas and hours does not fit together."""
+    problems = day_problems(request.load_levels)
+    if request.prices is None:
+        problems += [
+            f"{key}: needs a price file (prices)"
+            for key, none in (("offer_kinds", OFFER_KINDS), ("max_spot_frac", 1.0))
+            if getattr(request, key) != none
+        ]
+    elif request.spot:
+        problems.append("spot: with a price file, say offer_kinds: [spot]")
+    if request.objective != "cost" and request.load_levels:
+        problems.append(f"load_levels: with objective {request.objective}; only cost is summed over a day")
+    for offer in offers:
+        name = offer.device.name
+        most, least = request.max_devices.get(name, math.inf), request.min_devices.get(name, 0)
+        if most < least:
+            problems.append(f"max_devices.{name}: {most} is below min_devices.{name}, {least}")
+        problems += [
+            f"max_devices.{name}: {most} is below the {purchase.min_devices} of offer {purchase.name}"
+            for purchase in offer.purchases
+            if most < purchase.min_devices
+        ]
     return problems

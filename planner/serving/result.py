@@ -1,7 +1,7 @@
 """A solved mix as a plan: instances, routes, predictions, certificate and reason."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,9 +23,15 @@ from planner.serving.plan import (
     SimulatedCheck,
 )
 from planner.serving.power import fleet_draw
+from planner.serving.purchase import SolvedMix
+from planner.serving.purchase_words import (
+    instance_usd_per_hour,
+    levels_of,
+    purchases_of,
+    used_usd_per_hour,
+)
 from planner.serving.request import ServeRequest
-from solvers.gpu_mix import MixProblem, MixSolution, check_mix
-from solvers.outcome import Outcome
+from solvers.gpu_mix import MixProblem, MixSolution
 
 __all__ = ["SolvedFleet", "serving_plan_of"]
 
@@ -37,22 +43,57 @@ class SolvedFleet:
     request: ServeRequest
     fleet: Fleet
     problem: MixProblem
-    outcome: Outcome[MixSolution]
-    scale: float
-    """Served rate over the asked one; other than 1 only with the objective throughput."""
+    mix: SolvedMix
     headrooms: tuple[float, ...]
-    checks: tuple[SimulatedCheck | None, ...]
+    level_checks: tuple[tuple[SimulatedCheck | None, ...], ...]
+    """What replays showed, by level of the day (the peak first) and demand."""
 
     @property
     def solution(self) -> MixSolution:
-        """The mix."""
-        return self.outcome.unwrap()
+        """The mix at the peak."""
+        return self.mix.solution
+
+    @property
+    def scale(self) -> float:
+        """Served rate over the asked one."""
+        return self.mix.scale
+
+    @property
+    def checks(self) -> tuple[SimulatedCheck | None, ...]:
+        """What the replays of the peak showed, by demand."""
+        return self.level_checks[0]
+
+    @property
+    def late(self) -> list[int]:
+        """Demands whose targets are broken at some level."""
+        return [
+            n
+            for n in range(len(self.headrooms))
+            if any((check := checks[n]) is not None and not check.holds for checks in self.level_checks)
+        ]
+
+    def same_counts(self, other: "SolvedFleet") -> bool:
+        """Return whether both have the same instances at every level."""
+        pairs = zip(self.mix.levels, other.mix.levels, strict=True)
+        return all(np.array_equal(mine.count, theirs.count) for (_, mine), (_, theirs) in pairs)
 
 
 def serving_plan_of(solved: SolvedFleet) -> ServingPlan:
     """Return the plan of a solved fleet."""
-    fleet, solution = solved.fleet, solved.solution
-    mix = tuple(_entry(solved, slot, i) for slot in fleet.slots for i in _used(slot, solution))
+    fleet = solved.fleet
+    levels = tuple(
+        tuple(
+            _entry(solved, slot, i, mixed, level.rate_frac)
+            for slot in fleet.slots
+            for i in _used(slot, mixed)
+        )
+        for level, mixed in solved.mix.levels
+    )
+    routing = tuple(
+        tuple(route for slot in fleet.slots for route in _routes(solved, slot, mixed, level.rate_frac))
+        for level, mixed in solved.mix.levels
+    )
+    mix = levels[0]
     predicted = _prediction(solved)
     forms = {slot.form for slot in fleet.slots}
     engines = dict.fromkeys(slot.demand.engine.name for slot in fleet.slots)
@@ -63,10 +104,12 @@ def serving_plan_of(solved: SolvedFleet) -> ServingPlan:
             instances={m.name: m.count for m in mix},
         ),
         mix=mix,
-        routing=tuple(route for slot in fleet.slots for route in _routes(solved, slot)),
+        routing=routing[0],
         predicted=predicted,
         certificate=_certificate(solved),
-        reason=_reason(solved.request, predicted, mix),
+        reason=_reason(solved, predicted, mix),
+        purchases=purchases_of(fleet, solved.mix),
+        levels=levels_of(fleet, solved.mix, levels, routing, solved.level_checks),
     )
 
 
@@ -74,18 +117,21 @@ def _used(slot: Slot, solution: MixSolution) -> list[int]:
     return [i for i in range(slot.items.start, slot.items.stop) if solution.count[i] > 0]
 
 
-def _entry(solved: SolvedFleet, slot: Slot, i: int) -> MixEntry:
-    item, solution = solved.fleet.items[i], solved.solution
-    served = np.where(solution.share[i] > 0, solved.problem.load[i], 0.0) * solution.share[i] * solved.scale
+def _entry(solved: SolvedFleet, slot: Slot, i: int, solution: MixSolution, rate_frac: float) -> MixEntry:
+    """Return one kind of instance at one level of the day."""
+    fleet = solved.fleet
+    item = fleet.items[i]
+    served = np.where(solution.share[i] > 0, solved.problem.load[i], 0.0) * solution.share[i]
+    served = served * solved.scale * rate_frac
     headroom = solved.headrooms[solved.fleet.slots.index(slot)]
     return MixEntry(
-        name=solved.fleet.item_names[i],
+        name=fleet.item_names[i],
         device=item.offer.device.name,
         count=int(solution.count[i]),
         role=item.role,
         config=_config(item),
         devices_per_instance=item.config.num_devices,
-        usd_per_hour=item.usd_per_hour,
+        usd_per_hour=instance_usd_per_hour(fleet, solved.mix, solution, i),
         load_frac=float(served.sum() / max(1.0 + headroom, 1.0) / solution.count[i]),
         model=slot.demand.name if len(solved.fleet.slots) > 1 else None,
         watts_per_device=None if item.draw is None else item.draw.watts,
@@ -121,9 +167,7 @@ def _model_prediction(solved: SolvedFleet, number: int) -> ModelPrediction:
         tpot_s=tpot,
         requests_per_s=rate,
         throughput_tokens_per_s=rate * traffic.mean_output_tokens,
-        cost_usd_per_hour=float(
-            sum(solved.fleet.items[i].usd_per_hour * solution.count[i] for i in _used(slot, solution))
-        ),
+        cost_usd_per_hour=used_usd_per_hour(solved.fleet, solved.mix, slot),
         headroom_frac=solved.headrooms[number],
         simulated=solved.checks[number],
     )
@@ -140,15 +184,18 @@ def _prediction(solved: SolvedFleet) -> ServingPrediction:
     )
     pairs = [(item, int(c)) for item, c in zip(fleet.items, solution.count, strict=True) if c]
     drawn = fleet_draw(pairs)
-    single = single_usd_per_hour(fleet, solved.problem) if solved.request.objective == "cost" else math.inf
+    one_price = solved.mix.purchase is None and solved.request.objective == "cost"
+    single = single_usd_per_hour(fleet, solved.problem) if one_price else math.inf
+    usd_per_hour = solved.mix.usd_per_hour
+    mean_rate_frac = sum(level.time_frac * level.rate_frac for level, _ in solved.mix.levels)
     return ServingPrediction(
         ttft_s=max(p.ttft_s for p in parts),
         tpot_s=max(p.tpot_s for p in parts),
         throughput_tokens_per_s=output,
         requests_per_s=sum(p.requests_per_s for p in parts),
         num_devices=sum(item.config.num_devices * c for item, c in pairs),
-        cost_usd_per_hour=solution.usd_per_hour,
-        cost_usd_per_million_tokens=solution.usd_per_hour / (total * 3600.0) * 1e6,
+        cost_usd_per_hour=usd_per_hour,
+        cost_usd_per_million_tokens=usd_per_hour / (total * mean_rate_frac * 3600.0) * 1e6,
         best_single_usd_per_hour=single if math.isfinite(single) else None,
         bound_usd_per_hour=_bound(solved, "cost"),
         bound_watts=_bound(solved, "energy"),
@@ -166,7 +213,7 @@ def _prediction(solved: SolvedFleet) -> ServingPrediction:
 
 def _bound(solved: SolvedFleet, objective: str) -> float | None:
     """Return the proven bound of the objective if it was this one, throughput in requests of all models."""
-    bound = solved.outcome.bound
+    bound = solved.mix.outcome.bound
     if solved.request.objective != objective or bound is None:
         return None
     if objective != "throughput":
@@ -174,8 +221,9 @@ def _bound(solved: SolvedFleet, objective: str) -> float | None:
     return bound * sum(slot.demand.workload.traffic.rate_per_s for slot in solved.fleet.slots)
 
 
-def _routes(solved: SolvedFleet, slot: Slot) -> list[Route]:
-    buckets, solution = slot.demand.buckets, solved.solution
+def _routes(solved: SolvedFleet, slot: Slot, solution: MixSolution, rate_frac: float) -> list[Route]:
+    """Return where requests of one demand go at one level of the day."""
+    buckets = slot.demand.buckets
     routes = []
     for role, span in zip(slot.roles, slot.buckets, strict=True):
         for b in range(len(buckets.names)):
@@ -184,7 +232,7 @@ def _routes(solved: SolvedFleet, slot: Slot) -> list[Route]:
                 Route(
                     prompt_tokens_up_to=_whole(buckets.prompt_up_to[b]),
                     output_tokens_up_to=_whole(buckets.output_up_to[b]),
-                    rate_per_s=float(buckets.rate_per_s[b]) * solved.scale,
+                    rate_per_s=float(buckets.rate_per_s[b]) * solved.scale * rate_frac,
                     role=role,
                     shares={
                         solved.fleet.item_names[i]: float(share[i]) for i in np.flatnonzero(share > 1e-9)
@@ -200,9 +248,8 @@ def _whole(value: float) -> int | None:
 
 
 def _certificate(solved: SolvedFleet) -> tuple[Check, ...]:
-    problem = replace(solved.problem, load=solved.problem.load * solved.scale)
-    broken = check_mix(problem, solved.solution)
-    gap = solved.outcome.gap_frac
+    broken = solved.mix.broken(solved.problem)
+    gap = solved.mix.outcome.gap_frac
     checks = [
         Check(
             name="every-size-served-and-limits-kept",
@@ -212,7 +259,7 @@ def _certificate(solved: SolvedFleet) -> tuple[Check, ...]:
         Check(
             name=f"{solved.request.objective}-proven",
             holds=gap is not None and gap <= 1e-4,
-            detail=f"{solved.outcome.status.value}, {100 * (gap or 0.0):.4f} % from the bound",
+            detail=f"{solved.mix.outcome.status.value}, {100 * (gap or 0.0):.4f} % from the bound",
         ),
     ]
     several = len(solved.fleet.slots) > 1
@@ -250,12 +297,15 @@ def _bound_check(solved: SolvedFleet, slot: Slot, whose: str) -> Check:
     return Check(name="below-the-compute-bound", holds=wanted <= bound, detail=detail)
 
 
-def _reason(request: ServeRequest, predicted: ServingPrediction, mix: tuple[MixEntry, ...]) -> str:
+def _reason(solved: SolvedFleet, predicted: ServingPrediction, mix: tuple[MixEntry, ...]) -> str:
+    request = solved.request
     kinds = " + ".join(f"{m.count} x {m.name}" for m in mix)
     if request.objective == "energy":
         return f"{kinds}: no mix of these instances draws less under this load"
     if request.objective == "throughput":
         return f"{kinds}: no mix within the limits serves more requests of these sizes"
+    if solved.mix.purchase is not None:
+        return f"{kinds}: no purchase of these offers that carries the load is cheaper"
     single = predicted.best_single_usd_per_hour
     apart = any(m.role != "both" for m in mix)
     if single is None and apart:
