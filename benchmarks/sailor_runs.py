@@ -24,6 +24,8 @@ from costmodels.training.layer_profiles import LayerProfile, LinkCurve, read_lay
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "placement" / "sailor"
 MODELS = {"OPT-350": "OPT-350", "GPT-NEO": "GPT-Neo-2.7"}
 DEVICES = ("GH-96", "RTX-2080", "RTX-3090", "Titan-RTX")
+CAPACITY_BYTES = {"GH-96": 96e9, "RTX-2080": 11e9, "RTX-3090": 24e9, "Titan-RTX": 24e9}
+"""Rated memory (the 2080 is a Ti: a run took 9.4 GB of one)."""
 NO_MEMORY = MemoryTerms(bytes_per_param=0.0, residual_tensors=0.0, constant_bytes=0.0)
 
 
@@ -164,9 +166,37 @@ def fit_memory(runs, known):
     return MemoryTerms(bytes_per_param=centre[0], residual_tensors=centre[1], constant_bytes=centre[2])
 
 
+def stage_memory(run, known, terms):
+    """Return the predicted peak of every stage of a run."""
+    return hetero_cost(run.plan, replace(known[run.model], memory=terms)).stage_bytes
+
+
 def memory(run, known, terms):
     """Return the predicted peak of a run."""
-    return hetero_cost(run.plan, replace(known[run.model], memory=terms)).peak_memory_bytes
+    return max(stage_memory(run, known, terms))
+
+
+def fits(run, known, terms):
+    """Return whether every stage is predicted to fit its devices."""
+    peaks = zip(run.plan.stages, stage_memory(run, known, terms), strict=True)
+    return all(peak <= CAPACITY_BYTES[device] for stage, peak in peaks for device, _ in stage.replicas)
+
+
+def contradictions(runs):
+    """Return pairs of runs of which the first holds all that the second does, and more, in less memory.
+
+    Same model, layers per stage, micro-batch and number of stages, so every rank of one does the work of
+    every rank of the other; a smaller tensor degree leaves each rank more weights, states and activations.
+    """
+    pairs = []
+    for more in runs:
+        for less in runs:
+            alike = more.model == less.model and more.shape[2:] == less.shape[2:]
+            layers = [[s.num_layers for s in run.plan.stages] for run in (more, less)]
+            tp = [max(t for s in run.plan.stages for _, t in s.replicas) for run in (more, less)]
+            if alike and layers[0] == layers[1] and tp[0] < tp[1] and more.memory_bytes < less.memory_bytes:
+                pairs.append((more, less))
+    return pairs
 
 
 def main():
@@ -180,22 +210,28 @@ def main():
         errors = [time_error[r.name] for r in runs if r.cluster == cluster]
         print(f"time   {label:18s} runs {len(errors):2d}  MAPE {100 * np.mean(np.abs(errors)):5.1f} %"
               f"  median {100 * np.median(np.abs(errors)):4.1f} %")  # fmt: skip
-    memory_error = {}
+    memory_error, unfit = {}, []
     for cluster in ("clariden", "mit"):
         mine = [run for run in runs if run.cluster == cluster]
         for shape in sorted({run.shape for run in mine}):
             terms = fit_memory([r for r in mine if r.shape != shape], known)
             for run in (r for r in mine if r.shape == shape):
                 memory_error[run.name] = memory(run, known, terms) / run.memory_bytes - 1
+                unfit += [] if fits(run, known, terms) else [run.name]
+    doubtful = [more for more, _ in contradictions(runs)]
     rows = (
         ("homogeneous GH200", [r for r in runs if r.cluster == "clariden"]),
         ("mixed RTX", [r for r in runs if r.cluster == "mit"]),
-        ("mixed RTX, tp 8", [r for r in runs if r.cluster == "mit" and r.plan.stages[0].replicas[0][1] == 8]),
+        ("mixed RTX, not contradictory", [r for r in runs if r.cluster == "mit" and r not in doubtful]),
     )
     for label, mine in rows:
         errors = [memory_error[r.name] for r in mine]
-        print(f"memory {label:18s} runs {len(errors):2d}  MAPE {100 * np.mean(np.abs(errors)):5.1f} %"
+        print(f"memory {label:28s} runs {len(errors):2d}  MAPE {100 * np.mean(np.abs(errors)):5.1f} %"
               f"  (plan shape held out)")  # fmt: skip
+    print(f"runs that ran but are predicted not to fit: {len(unfit)} of {len(runs)} {' '.join(unfit)}")
+    for more, less in contradictions(runs):
+        held = [f"{run.name} {run.memory_bytes / 1e9:.2f} GB" for run in (more, less)]
+        print(f"  contradictory: {held[0]} at a smaller tensor degree, {held[1]} with the same layers")
     for run in runs:
         both = (100 * time_error[run.name], 100 * memory_error[run.name])
         print(f"  {run.name:52s} time {both[0]:+6.1f} %  memory {both[1]:+6.1f} %")
