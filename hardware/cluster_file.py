@@ -13,7 +13,8 @@
     devices: {my-gpu: {vendor: acme, memory_bytes: 48 GB, ...}}   # optional, see hardware.device.Device
     nodes: {my-node: {device: my-gpu, parts: [...], links: [...]}} # optional, see hardware.node_file
 
-`measured_links` holds measured rates between hosts, see hardware.measured_links.
+`measured_links` holds measured rates between hosts, see hardware.measured_links; fabrics are no faster than
+those rates, see hardware.measured_fabric.
 A group without `fabrics` uses all fabrics of the file, or its node's usual ones if the file has none.
 `devices_per_node` uses only the first devices of each node (64 of a rack's 72).
 """
@@ -27,6 +28,7 @@ from hardware.cluster import Cluster, NodeGroup, NodeTemplate
 from hardware.device import Source
 from hardware.errors import OutOfDomainError, SpecError
 from hardware.fabric import Fabric
+from hardware.measured_fabric import with_measured_fabrics
 from hardware.measured_links import MeasuredLinksEntry, read_links
 
 __all__ = ["ClusterFile", "GroupEntry", "build_cluster"]
@@ -91,6 +93,7 @@ def build_cluster(spec: ClusterFile, nodes: dict[str, NodeTemplate], where: str)
         raise SpecError(where, problems)
     try:
         links = None if spec.measured_links is None else read_links(spec.measured_links, where)
-        return Cluster(name=spec.name, groups=tuple(groups), fabrics=fabrics, measured_links=links)
+        cluster = Cluster(name=spec.name, groups=tuple(groups), fabrics=fabrics, measured_links=links)
+        return with_measured_fabrics(cluster)
     except ValueError as error:
         raise SpecError(where, str(error).split("\n")) from None

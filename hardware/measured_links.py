@@ -22,6 +22,9 @@ __all__ = ["MeasuredLinks", "MeasuredLinksEntry", "links_from_matrices", "read_l
 
 Floats = npt.NDArray[np.float64]
 
+_PLAUSIBLE_BYTES_PER_S = (1e5, 2e12)
+"""From below a 1 Mb/s line to beyond the fastest link of 2026: outside, the unit was another."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredLinksEntry:
@@ -77,7 +80,7 @@ def links_from_matrices(where: str, hosts: tuple[str, ...], snapshots: list[Floa
     Raises
     ------
     SpecError
-        naming repeated hosts, and every missing, zero, negative or non-finite rate (the first few of them).
+        naming repeated hosts, and every missing, negative or implausible rate (the first few of them).
     """
     problems = [f"hosts: {h!r} is given twice" for h in sorted({h for h in hosts if hosts.count(h) > 1})]
     size = len(hosts)
@@ -91,11 +94,13 @@ def links_from_matrices(where: str, hosts: tuple[str, ...], snapshots: list[Floa
                 f"snapshots.{number}: {matrix.shape[0]} x {matrix.shape[1]} rates for {size} hosts"
             )
             continue
-        bad = ~np.eye(size, dtype=bool) & ~(np.isfinite(matrix) & (matrix > 0))
+        low, high = _PLAUSIBLE_BYTES_PER_S
+        bad = ~np.eye(size, dtype=bool) & ~((matrix >= low) & (matrix <= high))
         found = [f"{hosts[i]} to {hosts[j]} is {matrix[i, j]:g}" for i, j in np.argwhere(bad)[:5]]
         if found:
             more = f" and {int(bad.sum()) - 5} more" if bad.sum() > 5 else ""
-            problems.append(f"snapshots.{number}: {'; '.join(found)}{more}; rates must be positive")
+            needed = f"rates must be positive, B/s from {low:g} to {high:g}"
+            problems.append(f"snapshots.{number}: {'; '.join(found)}{more}; {needed}")
     if problems:
         raise SpecError(where, problems)
     stack = np.stack([np.asarray(matrix, dtype=np.float64) for matrix in snapshots])

@@ -91,6 +91,8 @@ def _read_json(path: Path, text: str) -> tuple[tuple[str, ...], Floats]:
         raise SpecError(
             str(path), ["expected 'gpus' and 'bandwidth', or them under '1' (send) or '0' (receive)"]
         )
+    if not isinstance(table["gpus"], list):
+        raise SpecError(str(path), [f"gpus: {table['gpus']!r} is no list of host names"])
     hosts = tuple(str(host) for host in table["gpus"])
     try:
         matrix = np.array(table["bandwidth"], dtype=np.float64)

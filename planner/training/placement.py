@@ -15,6 +15,8 @@ from costmodels.graph import Experts
 from costmodels.job import TrainingJob
 from costmodels.strategy import Strategy
 from hardware.cluster import Cluster
+from hardware.measured_fabric import num_ports
+from hardware.units import format_quantity
 from planner.plan import Placement, PlannedRank
 from planner.training.ranks import default_placement, rank_coordinates
 from solvers.placement_links import RobustPlacement, believe_links, solve_robust_placement
@@ -60,7 +62,7 @@ def planned_placement(
     ].max()
     problem = PlacementProblem(num_units=links.num_hosts, seconds_per_byte=1.0 / rates[:1], terms=terms)
     if not any(len(term.head) for term in terms):
-        return PlacedRanks(placement=_named(default, links.hosts, per_host))
+        return PlacedRanks(placement=_named(default, links.hosts, per_host), diagnostics=(_rates(cluster),))
     hosts = np.arange(links.num_hosts)
     placed = solve_robust_placement(
         problem,
@@ -72,13 +74,30 @@ def planned_placement(
     )
     chosen = tuple(links.hosts[site] for site in placed.site_of)
     return PlacedRanks(
-        placement=_placement(strategy, chosen, per_host, placed), diagnostics=(_sentence(placed, len(rates)),)
+        placement=_placement(strategy, chosen, per_host, placed),
+        diagnostics=(_sentence(placed, len(rates)), _rates(cluster)),
     )
 
 
 def _num_nics(cluster: Cluster) -> int:
     """Return the network ports of the host that has fewest, at least one."""
     return max(1, min(len(group.node.topology.nics) // group.node.num_hosts for group in cluster.groups))
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' if number > 1 else ''}"
+
+
+def _rates(cluster: Cluster) -> str:
+    """Return the sentence that says at which rates the step was costed."""
+    rates = [
+        f"{fabric.name} {format_quantity(cluster.node_bytes_per_s(index, fabric.name), 'B/s')} per node over "
+        f"{_counted(num_ports(group, fabric.technology), 'port')}"
+        for index, group in enumerate(cluster.groups)
+        for fabric in map(cluster.fabric, group.fabrics)
+    ]
+    how = "no faster than the slowest measured link of the hosts' rings on every port"
+    return f"network: costed at {', '.join(rates)}, {how}"
 
 
 def _placement(
@@ -109,7 +128,7 @@ def _named(placement: Placement, hosts: tuple[str, ...], per_host: int) -> Place
 def _sentence(placed: RobustPlacement, num_snapshots: int) -> str:
     low, high = 100 * placed.gain_low_frac, 100 * placed.gain_high_frac
     found = f"{100 * placed.gain_frac:.1f} % of communication time (90 % interval {low:.1f} to {high:.1f} %)"
-    basis = f"{num_snapshots} link snapshot{'s' if num_snapshots > 1 else ''}"
+    basis = _counted(num_snapshots, "link snapshot")
     gap = f"at most {100 * placed.bound_frac:.1f} % above the best placement"
     if placed.is_default:
         kept = f"placement: default host order kept, {gap}"

@@ -1,5 +1,7 @@
+import json
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from costmodels.strategy import Strategy
 from hardware.catalog import find_cluster
 from hardware.measured_links import links_from_matrices
 from planner.training.placement import host_terms, planned_placement
+from tests.planner.conftest import Meshwright
 
 JOB = TrainingJob(model=find_model("gpt3-13b"), seq_len=2048, global_batch=64)
 UNTIED = replace(JOB, model=find_model("llama-3.1-8b"))
@@ -97,3 +100,20 @@ def test_noise_keeps_the_default_order_and_says_so():
     assert [r.host for r in placed.placement.ranks[::8]] == [f"h{i}" for i in range(6)]
     assert "default host order kept" in placed.diagnostics[0]
     assert "not significant" in placed.diagnostics[0]
+
+
+def test_slow_measured_links_slow_the_step(meshwright: Meshwright, tmp_path: Path):
+    """What mpiGraph measured prices the network, not the data sheet of the ports."""
+    steps = []
+    for rate in (20_000.0, 200.0):
+        table = "\n".join(
+            "\t".join([f"h{i}:{i} to", *(f"{0.0 if i == j else rate}" for j in range(2))]) for i in range(2)
+        )
+        (tmp_path / "links.txt").write_text(f"Send\th0:0\th1:1\t\n{table}\n")
+        made = ["import", "mpigraph", str(tmp_path / "links.txt"), "--node", "dgx-a100"]
+        meshwright(*made, "-o", str(tmp_path / "hosts.yaml"))
+        asked = ["--cluster", str(tmp_path / "hosts.yaml"), "--seq-len", "2048", "--global-batch", "64"]
+        plan = json.loads(meshwright("plan", "train", "--model", "gpt3-1.3b", *asked, "--json").stdout)
+        steps.append(plan["plans"][0]["predicted"]["step_s"])
+        assert any("over 8 ports" in note for note in plan["diagnostics"])
+    assert steps[1] > 1.1 * steps[0]

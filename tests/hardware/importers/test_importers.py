@@ -135,6 +135,7 @@ def test_files_over_parts_of_the_hosts_must_cover_every_pair(tmp_path):
         ({"gpus": ["x", "y"], "bandwidth": [[0, 3]]}, "shape"),
         ({"gpus": ["x", "y"], "bandwidth": [[0, 3], [4]]}, "differ in length"),
         ({"gpus": ["x", "x"], "bandwidth": [[0, 3], [4, 0]]}, "'x' is given twice"),
+        ({"gpus": 5, "bandwidth": []}, "5 is no list"),
         ({"hosts": []}, "expected 'gpus' and 'bandwidth'"),
     ],
 )

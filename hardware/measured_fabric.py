@@ -1,0 +1,66 @@
+"""Fabrics as fast as the links between their hosts were measured to be.
+
+mpiGraph drives one port of every host at a time, so a host sends as many times the measured rate as it has
+ports, and never more than its data sheet says. Collectives run in rings of hosts, and a ring is as fast as
+its slowest link: a fabric is rated by the slowest link that the rings in the hosts' own order take over it,
+those of each group and the one of all hosts.
+"""
+
+from dataclasses import replace
+from itertools import accumulate
+
+from hardware.cluster import Cluster, NodeGroup
+from hardware.fabric import Fabric, FabricKind
+from hardware.measured_links import MeasuredLinks
+
+__all__ = ["num_ports", "with_measured_fabrics"]
+
+
+def with_measured_fabrics(cluster: Cluster) -> Cluster:
+    """Return the cluster with the rates of its fabrics lowered to what its measured links attain.
+
+    A cluster without measured links, and a fabric that none of those rings takes, stay as they are.
+    """
+    links = cluster.measured_links
+    if links is None:
+        return cluster
+    slowest = _slowest_links(cluster, links)
+    fabrics = tuple(_as_measured(cluster, fabric, slowest.get(fabric.name)) for fabric in cluster.fabrics)
+    return replace(cluster, fabrics=fabrics)
+
+
+def num_ports(group: NodeGroup, technology: str) -> int:
+    """Return the ports of that technology on one host of the group, at least one."""
+    nics = [nic for nic in group.node.topology.nics if nic.technology == technology]
+    return max(1, len(nics) // group.node.num_hosts)
+
+
+def _slowest_links(cluster: Cluster, links: MeasuredLinks) -> dict[str, float]:
+    """Return the slowest link of the rings over each fabric, mean over the snapshots. [B/s]"""
+    sizes = [group.count * group.node.num_hosts for group in cluster.groups]
+    starts = list(accumulate(sizes, initial=0))
+    group_of = [index for index, size in enumerate(sizes) for _ in range(size)]
+    rings = [range(starts[index], starts[index + 1]) for index in range(len(sizes))]
+    found: dict[str, float] = {}
+    for ring in (*rings, range(starts[-1])):
+        for here, there in zip(ring, [*ring[1:], ring[0]], strict=True):
+            if here == there:
+                continue
+            name = cluster.fabric_between(group_of[here], group_of[there]).name
+            rate = float(links.mean_bytes_per_s[here, there])
+            found[name] = min(rate, found.get(name, rate))
+    return found
+
+
+def _as_measured(cluster: Cluster, fabric: Fabric, link_bytes_per_s: float | None) -> Fabric:
+    if link_bytes_per_s is None or fabric.kind is FabricKind.TORUS:
+        return fabric
+    attached = [(index, group) for index, group in enumerate(cluster.groups) if fabric.name in group.fabrics]
+    rates = [
+        min(
+            link_bytes_per_s * num_ports(group, fabric.technology) * group.node.num_hosts,
+            cluster.node_bytes_per_s(index, fabric.name),
+        )
+        for index, group in attached
+    ]
+    return replace(fabric, node_bytes_per_s=min(rates))
