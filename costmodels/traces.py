@@ -1,8 +1,11 @@
 """Request traces: one row per request, read from CSV (plain or gzip) with located errors.
 
-Needed columns are ``arrival_s``, ``prompt_tokens`` and ``output_tokens``. Two optional columns describe what
-requests share: ``session`` (turns of one conversation, each prompt starting with the turns before it) and
-``prefix_tokens`` (prompt tokens that an unlimited prefix cache would already hold). Others are ignored.
+Needed columns are ``arrival_s``, ``prompt_tokens`` and ``output_tokens``. Optional ones say, each in its own
+way, what requests share: ``session`` (turns of one conversation, each prompt starting with all before it);
+``prefix_tokens`` (prompt tokens that an unlimited prefix cache would already hold); ``request_id`` and
+``parent_id`` (the request that each continues, -1 for none; several may continue the same one), with
+``shared_tokens`` where only a leading part of it is repeated; ``hash_ids`` (hashes of the prompt's blocks,
+between spaces). Others are ignored. Mooncake's JSON lines (``.jsonl``) are read too.
 """
 
 import csv
@@ -11,7 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -19,6 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodels.job import Traffic
+from costmodels.prefix_tree import PrefixTree, tree_of_parents
+from costmodels.trace_sharing import SHARING_COLUMNS, parse_hashes, read_json_lines, sharing_tree
 from hardware.errors import InputError, SpecError
 
 __all__ = ["Trace", "read_lengths", "read_trace", "trace_from_columns"]
@@ -42,6 +47,8 @@ class Trace:
     """Conversation of each request; -1 for a request that stands alone."""
     prefix_tokens: Ints | None = None
     """Prompt tokens that an unlimited prefix cache would hold when the request arrives."""
+    tree: PrefixTree | None = None
+    """What requests share with each other, where the trace names their blocks or what they continue."""
     source: str = ""
 
     def __len__(self) -> int:
@@ -63,6 +70,17 @@ class Trace:
         gaps = np.diff(self.arrival_s)
         return float(gaps.std() / gaps.mean()) if len(gaps) and gaps.mean() > 0.0 else 1.0
 
+    def _sharing(self) -> PrefixTree:
+        """Return what requests share; turns of a session continue the one before."""
+        if self.tree is not None:
+            return self.tree
+        last: dict[int, int] = {}
+        parent: list[int] = []
+        for row, session in enumerate([] if self.session is None else self.session.tolist()):
+            parent.append(last.get(session, -1) if session >= 0 else -1)
+            last[session] = row
+        return tree_of_parents(np.array(parent, dtype=np.int64), self.prompt_tokens, self.output_tokens)
+
     def head(self, num_requests: int) -> "Trace":
         """Return the first `num_requests` requests."""
         return self.take(np.arange(min(num_requests, len(self))))
@@ -75,6 +93,7 @@ class Trace:
             output_tokens=self.output_tokens[rows],
             session=None if self.session is None else self.session[rows],
             prefix_tokens=None if self.prefix_tokens is None else self.prefix_tokens[rows],
+            tree=None if self.tree is None else self.tree.take(rows),
             source=self.source,
         )
 
@@ -85,21 +104,17 @@ class Trace:
             raise InputError(message)
         start_s = self.arrival_s[0]
         stretched = start_s + (self.arrival_s - start_s) * (self.rate_per_s / rate_per_s)
-        return Trace(
-            arrival_s=stretched,
-            prompt_tokens=self.prompt_tokens,
-            output_tokens=self.output_tokens,
-            session=self.session,
-            prefix_tokens=self.prefix_tokens,
-            source=self.source,
-        )
+        return replace(self, arrival_s=stretched)
 
     def traffic(self) -> Traffic:
         """Return rate and joint length distribution, one size per distinct (prompt, output) pair."""
         pairs = Counter(zip(self.prompt_tokens.tolist(), self.output_tokens.tolist(), strict=True))
         sizes = sorted(pairs)
         total_prompt = float(self.prompt_tokens.sum())
-        hit_frac = 0.0 if self.prefix_tokens is None else float(self.prefix_tokens.sum()) / total_prompt
+        hits = self.prefix_tokens
+        if hits is None and (self.tree is not None or self.session is not None):
+            hits = np.minimum(self._sharing().seen_tokens(), self.prompt_tokens - 1)
+        hit_frac = 0.0 if hits is None else float(hits.sum()) / total_prompt
         return Traffic(
             rate_per_s=self.rate_per_s,
             prompt_tokens=tuple(p for p, _ in sizes),
@@ -120,13 +135,22 @@ def read_trace(path: str | Path) -> Trace:
     InputError
         if the file cannot be opened or is no text.
     """
-    columns = _read_columns(Path(path), ("arrival_s", *_LENGTHS), ("session", "prefix_tokens"))
-    return trace_from_columns(columns, source=str(path))
+    path = Path(path)
+    hashes: list[list[int]] | None
+    if ".jsonl" in path.suffixes:
+        with _opened(path) as file:
+            columns, hashes = read_json_lines(file, str(path))
+    else:
+        optional = ("session", "prefix_tokens", *SHARING_COLUMNS)
+        columns, texts = _read_columns(path, ("arrival_s", *_LENGTHS), optional, "hash_ids")
+        hashes = None if texts is None else parse_hashes(texts, str(path))
+    trace = trace_from_columns(columns, source=str(path))
+    return replace(trace, tree=sharing_tree(columns, hashes, str(path)))
 
 
 def read_lengths(path: str | Path) -> tuple[Ints, Ints]:
     """Return prompt and output lengths of a CSV that needs no arrivals."""
-    columns = _read_columns(Path(path), _LENGTHS, ())
+    columns, _ = _read_columns(Path(path), _LENGTHS, ())
     _check_lengths(columns, str(path))
     return columns["prompt_tokens"].astype(np.int64), columns["output_tokens"].astype(np.int64)
 
@@ -206,21 +230,27 @@ def _opened(path: Path) -> Iterator[TextIO]:
         raise InputError(message) from error
 
 
-def _read_columns(path: Path, needed: tuple[str, ...], optional: tuple[str, ...]) -> dict[str, Floats]:
-    """Return the named columns as numbers; blank lines are refused, other columns ignored."""
+def _read_columns(
+    path: Path, needed: tuple[str, ...], optional: tuple[str, ...], text: str | None = None
+) -> tuple[dict[str, Floats], list[str] | None]:
+    """Return the named columns as numbers, one as text; blank lines are refused, other columns ignored."""
     with _opened(path) as file:
         rows = csv.reader(file)
         header = [name.strip() for name in next(rows, [])]
         table = list(rows)
     missing = [name for name in needed if name not in header]
-    repeated = [name for name in (*needed, *optional) if header.count(name) > 1]
+    repeated = [name for name in (*needed, *optional, text) if name and header.count(name) > 1]
     problems = [f"column {name} is missing; found: {', '.join(header) or 'nothing'}" for name in missing]
     problems += [f"column {name} appears more than once" for name in repeated]
     if not problems and not table:
         problems = ["no requests: the file holds a header only"]
     _raise_if(str(path), problems)
     names = [name for name in (*needed, *optional) if name in header]
-    return {name: _numbers(path, table, header, name) for name in names}
+    cells = None
+    if text in header:
+        at = header.index(text)
+        cells = [row[at] if at < len(row) else "" for row in table]
+    return {name: _numbers(path, table, header, name) for name in names}, cells
 
 
 def _numbers(path: Path, table: list[list[str]], header: list[str], name: str) -> Floats:

@@ -22,7 +22,7 @@ Plan = Annotated[
 ]
 TracePath = Annotated[
     Path | None,
-    typer.Option("--trace", metavar="CSV", help="arrival_s,prompt_tokens,output_tokens; .gz too."),
+    typer.Option("--trace", metavar="CSV", help="arrival_s,prompt_tokens,output_tokens; .gz and .jsonl too."),
 ]
 FleetPath = Annotated[
     Path | None, typer.Option("--fleet", metavar="YAML", help="A fleet described by hand, without a plan.")

@@ -112,7 +112,7 @@ def _traces(request: ServeRequest, workload: Workload, first_seed: int) -> list[
         return [make_trace(traffic, num_requests=_REQUESTS_EACH, seed=seed) for seed in seeds]
     trace = workload.trace
     if hits:
-        trace = replace(trace, prefix_tokens=(trace.prompt_tokens * hits).astype(np.int64))
+        trace = replace(trace, prefix_tokens=(trace.prompt_tokens * hits).astype(np.int64), tree=None)
     return [trace if len(trace) <= _MAX_REQUESTS else _busiest(trace, _MAX_REQUESTS)]
 
 
@@ -142,7 +142,7 @@ def _fleet(fleet: SimulatedFleet, solution: MixSolution) -> Fleet:
     ]
     entry = [i for i in used if fleet.items[i].role != "decode"]
     if len(entry) < 2:
-        return Fleet(pools=tuple(pools))
+        return Fleet(pools=tuple(pools), router="prefix")
     buckets = fleet.buckets
     shares = []
     for b in range(len(buckets.names)):

@@ -235,6 +235,12 @@ def _diagnostics(demand: Demand) -> tuple[str, ...]:
         notes.append(
             "not simulated: queueing comes from formulas, mixing sizes on an instance is taken as additive"
         )
+    trace = demand.workload.trace
+    if trace is not None and (trace.tree is not None or trace.session is not None):
+        notes.append(
+            "requests that share a prefix go where it is cached, as far as load allows; "
+            f"{100 * demand.workload.traffic.prefix_hit_frac:.0f} % of the prompt tokens were sent before"
+        )
     cv = demand.workload.traffic.arrival_cv
     if cv > 3.0:
         notes.append(f"arrivals are bursty (coefficient of variation {cv:.1f})")

@@ -61,9 +61,11 @@ class BlockPool:
             tokens += table.output_tokens[request] - 1 + self._settings.step_tokens - 1
         return -(-tokens // self.block_tokens) <= self.num_blocks - self._watermark_blocks
 
-    def has_room(self, tokens: int) -> bool:
-        """Return whether a request of so many tokens could be admitted beside others now."""
-        return -(-tokens // self.block_tokens) <= self.free_blocks - self._watermark_blocks
+    def has_room(self, request: int) -> bool:
+        """Return whether a request could be admitted beside others now."""
+        tokens: int = self._table.target_tokens[request]
+        blocks = -(-tokens // self.block_tokens)
+        return blocks <= self.free_blocks - self._watermark_blocks
 
     def hit_blocks(self, request: int, target: int) -> int:
         """Return the cached blocks that the request can use; its last token is always computed."""
@@ -84,9 +86,7 @@ class BlockPool:
         ahead : tokens beyond the target whose block must be free too.
         alone : nothing runs, so that the watermark need not be kept.
         """
-        tokens = target
-        if self._settings.reserve_output and self._role is not Role.PREFILL:
-            tokens += self._table.left_tokens[request] - 1
+        tokens = self.held_tokens(request, target)
         kept_blocks = self.reserved_blocks + (0 if alone else self._watermark_blocks)
         # Cached blocks are among the free ones, so the whole request must fit into what is free.
         if -(-(tokens + ahead) // self.block_tokens) > self.free_blocks - kept_blocks:
@@ -98,11 +98,31 @@ class BlockPool:
         self.grow(blocks)
         return True
 
+    def held_tokens(self, request: int, target: int) -> int:
+        """Return the tokens whose blocks a request takes on admission."""
+        if self._settings.reserve_output and self._role is not Role.PREFILL:
+            target += self._table.left_tokens[request] - 1
+        return target
+
+    def computed_tokens(self, request: int) -> int:
+        """Return the tokens whose cache a request leaves behind that is finished here."""
+        table = self._table
+        tokens: int = table.target_tokens[request]
+        if self._role is not Role.PREFILL:
+            tokens = table.prompt_tokens[request] + table.output_tokens[request] - 1
+        return tokens
+
     def grow(self, blocks: int) -> None:
         """Take blocks that running requests need, evicting cached ones where no others are left."""
         self.free_blocks -= blocks
         if self._cache.num_blocks > self.free_blocks:
             self._cache.trim(self.free_blocks)
+
+    def filled(self, request: int, tokens: int) -> None:
+        """Note that a request has computed its first `tokens` tokens, or is about to.
+
+        Nothing to do here: what is cached is found once its request has left.
+        """
 
     def settle(self, request: int, tokens: int) -> None:
         """Count the blocks that a leaving request took while it decoded as its own."""
@@ -121,9 +141,7 @@ class BlockPool:
         if not self._settings.prefix_caching:
             return
         if cached_tokens is None:
-            cached_tokens = table.prompt_tokens[request] + table.output_tokens[request] - 1
-            if self._role is Role.PREFILL:
-                cached_tokens = table.target_tokens[request]
+            cached_tokens = self.computed_tokens(request)
         self._cache.release(table.chain[request], cached_tokens // self.block_tokens)
 
     def release_finished(self, request: int, *, later: bool) -> None:

@@ -83,7 +83,7 @@ def _fleet_entry(plan: dict[str, Any], request: dict[str, Any]) -> dict[str, Any
     """Return the plan's mix and routes in the form of a fleet file."""
     stack = plan.get("strategy", {}).get("engine", "vllm")
     pools = [_pool_entry(part, request, stack) for part in plan.get("mix", [])]
-    entry: dict[str, Any] = {"pools": pools, "catalogs": request.get("catalog", [])}
+    entry: dict[str, Any] = {"pools": pools, "catalogs": request.get("catalog", []), "router": "prefix"}
     doors = [part["name"] for part in plan.get("mix", []) if part.get("role") != "decode"]
     if len(doors) > 1:
         entry["router"] = "size"

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from planner.simulate.block_pool import BlockPool
 from planner.simulate.decode_set import DecodeSet
 from planner.simulate.settings import Batching, Preemption, Role
 from planner.simulate.timing import Load
+from planner.simulate.tree_pool import block_pool
 
 if TYPE_CHECKING:
     from planner.simulate.requests import RequestTable
@@ -66,7 +66,7 @@ class Rank:
         self._settings = settings
         self._step_tokens = settings.step_tokens
         self._table = table
-        self.pool = BlockPool(settings, kv_tokens, table, role)
+        self.pool = block_pool(settings, kv_tokens, table, role)
         self._chunks: list[tuple[int, int]] = []
         self._unseen = False
         self._now_s = 0.0
@@ -104,7 +104,7 @@ class Rank:
             return False
         if self.pending and self.pending[0] != request:
             return False
-        return self.pool.has_room(self._table.target_tokens[request])
+        return self.pool.has_room(request)
 
     def schedule(self, now_s: float, seen_s: float = _NEVER) -> int:
         """Form the next iteration; return for how many ticks it can repeat unchanged.
@@ -281,6 +281,7 @@ class Rank:
 
     def _add_chunk(self, request: int, chunk: int, done: int) -> None:
         self._chunks.append((request, chunk))
+        self.pool.filled(request, done + chunk)
         load = self.load
         load.prefill_tokens += chunk
         load.num_prefills += 1

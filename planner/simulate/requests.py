@@ -30,6 +30,8 @@ class RequestTable:
     chain : which prefix chain the request extends.
     shared_tokens : leading prompt tokens that earlier turns of its chain may have left in a cache.
     given_prefix : the trace states the shared tokens; they count as cached wherever the request runs.
+    tree : what the requests share, where the trace says so block by block or by parents.
+    paths : nodes of each request in that tree, root first.
     """
 
     __slots__ = (
@@ -44,6 +46,7 @@ class RequestTable:
         "left_tokens",
         "longest_gap_s",
         "output_tokens",
+        "paths",
         "preemptions",
         "prefill_engine",
         "prompt_tokens",
@@ -55,6 +58,7 @@ class RequestTable:
         "steps_per_token",
         "swapped",
         "target_tokens",
+        "tree",
     )
 
     def __init__(self, trace: Trace, *, speculation: Speculation | None = None, seed: int = 0) -> None:
@@ -78,6 +82,8 @@ class RequestTable:
         self.prefill_engine = [-1] * count
         self.swapped = [False] * count
         self.chain, self.shared_tokens = chains(trace)
+        self.tree = trace.tree
+        self.paths = [] if trace.tree is None else [trace.tree.path(r) for r in range(count)]
         self.given_prefix = trace.prefix_tokens is not None
         self.steps_per_token = _steps_per_token(self.output_tokens, speculation, seed)
 
@@ -105,7 +111,8 @@ def chains(trace: Trace) -> tuple[list[int], list[int]]:
 
     Requests of a session share its chain; one that stands alone gets a chain of its own (negative), which
     matters when it is preempted. The share of a turn is the whole of the turn before it, as far as its own
-    prompt reaches. Where the trace states `prefix_tokens`, that figure is the share.
+    prompt reaches. Where the trace states `prefix_tokens`, that figure is the share; where it has a
+    tree, what an unlimited cache would hold of it.
     """
     count = len(trace)
     chain = list(range(-1, -count - 1, -1))
@@ -120,6 +127,8 @@ def chains(trace: Trace) -> tuple[list[int], list[int]]:
                 last_tokens[session] = prompt[i] + output[i]
     if trace.prefix_tokens is not None:
         shared = trace.prefix_tokens.tolist()
+    if trace.tree is not None:
+        shared = np.minimum(trace.tree.seen_tokens(), trace.prompt_tokens).tolist()
     return chain, shared
 
 

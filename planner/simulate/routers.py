@@ -68,26 +68,30 @@ def _make_least_kv(table: RequestTable) -> Router:
 
 
 def _make_prefix(table: RequestTable) -> Router:
-    """The engine that served the chain before, unless it has twice the mean load; else least outstanding."""
+    """The engine that served most of the prefix, unless it has twice the mean load; or least outstanding."""
     home: dict[int, tuple[int, int]] = {}
 
     def route(request: int, targets: Sequence[Target], draw: float) -> Target:
-        chain = table.chain[request]
+        path = table.paths[request] if table.tree is not None else (table.chain[request],)
         chosen = _least_outstanding(request, targets, draw)
-        at_home = next((t for t in targets if (t.engine, t.rank_index) == home.get(chain)), None)
+        known = next((home[node] for node in reversed(path) if node in home), None)
+        at_home = next((t for t in targets if (t.engine, t.rank_index) == known), None)
         if at_home is not None:
             mean = sum(t.rank.outstanding for t in targets) / len(targets)
             if at_home.rank.outstanding <= 2.0 * mean + 1.0:
                 chosen = at_home
-        home[chain] = (chosen.engine, chosen.rank_index)
+        home.update(dict.fromkeys(path, (chosen.engine, chosen.rank_index)))
         return chosen
 
     return route
 
 
 def _make_size(table: RequestTable, fleet: Fleet) -> Router:
-    """The pool by the plan's shares for the request's size, then the least outstanding of its engines."""
+    """The pool by the plan's shares for the request's size, then the least outstanding of its engines, or
+    the one with the prefix where the trace says what is shared.
+    """
     taken: dict[tuple[int, int], float] = {}
+    within = _least_outstanding if table.tree is None else _make_prefix(table)
 
     def shares(request: int) -> tuple[int, tuple[float, ...]]:
         prompt, output = table.prompt_tokens[request], table.output_tokens[request]
@@ -103,7 +107,7 @@ def _make_size(table: RequestTable, fleet: Fleet) -> Router:
         # Deficit round robin: the pool that is furthest behind its share gets the request.
         pool = min(able, key=lambda p: (taken.get((row, p), 0.0) + 1.0) / max(share[p], 1e-12))
         taken[row, pool] = taken.get((row, pool), 0.0) + 1.0
-        return _least_outstanding(request, [t for t in targets if t.pool == pool], draw)
+        return within(request, [t for t in targets if t.pool == pool], draw)
 
     return route
 
