@@ -47,6 +47,9 @@ def print_serving_plans(file: PlanFile[ServingPlan]) -> None:
                 out.print(f"   {site_words(p.site)}", soft_wrap=True)
         if p.simulated is not None:
             out.print(f"   {_replay_words(p.simulated, p.headroom_frac)}", soft_wrap=True)
+        for check in plan.certificate:
+            if not check.holds:
+                out.print(f"   does NOT hold: {check.name}: {check.detail}", soft_wrap=True)
         _print_models(p)
         print_table(
             "", ("instances", "count", "role", "devices each", "USD/h each", "load"), map(_row, plan.mix)

@@ -11,6 +11,7 @@ from costmodels.serving.machine import device_machine
 from costmodels.traces import Trace
 from planner.serving.items import Item
 from planner.serving.plan import SimulatedCheck
+from planner.serving.replay_part import part_of_workload, replay_part, settling_s
 from planner.serving.request import ServeRequest
 from planner.simulate.arrivals import make_trace
 from planner.simulate.core import simulate
@@ -24,10 +25,9 @@ from solvers.gpu_mix import MixSolution
 
 __all__ = ["SimulatedFleet", "simulated_check"]
 
-_MAX_REQUESTS = 4000
-"""Of the busiest stretch of a trace."""
+_FEWEST_OF_TRACE = 4000
+"""Requests of the busiest stretch of a trace; more where queues take longer to settle."""
 _REPLICATIONS = 4
-_REQUESTS_EACH = 2500
 """Made traces, each with its own seed."""
 _CONFIDENCE = 0.95
 _STUDENT = 2.353
@@ -54,14 +54,17 @@ def simulated_check(
 ) -> SimulatedCheck:
     """Return the latencies of replays of the trace, or of made traces of the same sizes and arrivals.
 
+    A large fleet is replayed in part, under the same part of its load, for as long as queues take to settle.
     Made traces are several, and the targets hold if they do so with 95 % confidence over them; the first that
     breaks a target ends the check.
     """
-    built = _fleet(fleet, solution)
     slo = fleet.request.slo
     wanted = slo.percentile / 100.0
+    part = replay_part(solution.count, workload.traffic.rate_per_s, settling_s(slo, workload.traffic))
+    built = _fleet(fleet, replace(solution, count=part.count))
+    traces = _traces(fleet.request, part_of_workload(workload, part.load_frac), part.num_requests, first_seed)
     seen: list[Latencies] = []
-    for seed, trace in enumerate(_traces(fleet.request, workload, first_seed), start=first_seed):
+    for seed, trace in enumerate(traces, start=first_seed):
         raw = simulate(built, trace, seed=seed)
         seen.append(latencies(raw, Measurement(warm_up_s=_WARM_UP_FRAC * trace.span_s)))
         if any(_kept_frac(seen[-1], name, target_s) < wanted for name, target_s in slo.targets.items()):
@@ -104,16 +107,17 @@ def _percentile(seen: list[Latencies], name: str, percentile: float) -> float:
     return float(np.percentile(values, percentile)) if len(values) else 0.0
 
 
-def _traces(request: ServeRequest, workload: Workload, first_seed: int) -> list[Trace]:
+def _traces(request: ServeRequest, workload: Workload, num_requests: int, first_seed: int) -> list[Trace]:
     hits = request.prefix_hit_frac
     if workload.trace is None:
         traffic = replace(workload.traffic, prefix_hit_frac=hits or workload.traffic.prefix_hit_frac)
         seeds = range(first_seed, first_seed + _REPLICATIONS)
-        return [make_trace(traffic, num_requests=_REQUESTS_EACH, seed=seed) for seed in seeds]
+        return [make_trace(traffic, num_requests=num_requests, seed=seed) for seed in seeds]
     trace = workload.trace
     if hits:
         trace = replace(trace, prefix_tokens=(trace.prompt_tokens * hits).astype(np.int64), tree=None)
-    return [trace if len(trace) <= _MAX_REQUESTS else _busiest(trace, _MAX_REQUESTS)]
+    wanted = max(num_requests, _FEWEST_OF_TRACE)
+    return [trace if len(trace) <= wanted else _busiest(trace, wanted)]
 
 
 def _busiest(trace: Trace, num_requests: int) -> Trace:

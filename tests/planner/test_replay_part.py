@@ -1,0 +1,96 @@
+"""A replay lasts until queues have settled; of a large fleet, a part of the same proportions is replayed."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from costmodels.job import Slo, Traffic
+from costmodels.traces import Trace
+from planner.cli.render_serving import print_serving_plans
+from planner.serving.flow import plan_serving
+from planner.serving.replay_part import part_of_workload, replay_part, settling_s
+from planner.serving.request import read_serve_request
+from planner.workload import Workload
+
+SIZE = {"prompt_tokens": (1000,), "output_tokens": (100,), "share_frac": (1.0,)}
+
+
+def test_a_replay_lasts_five_requests_and_thirty_times_to_the_first_token() -> None:
+    traffic = Traffic(rate_per_s=1.0, **SIZE)
+    assert settling_s(Slo(ttft_s=0.5, tpot_s=0.1), traffic) == pytest.approx(5 * (0.5 + 100 * 0.1))
+    assert settling_s(Slo(ttft_s=2.0, tpot_s=0.01), traffic) == pytest.approx(30 * 2.0)
+    assert settling_s(Slo(e2e_s=3.0), traffic) == pytest.approx(5 * 3.0)
+
+
+def test_a_small_fleet_is_replayed_whole() -> None:
+    part = replay_part(np.array([3, 0, 1]), rate_per_s=50.0, settle_s=30.0)
+    assert part.count.tolist() == [3, 0, 1]
+    assert (part.load_frac, part.num_requests) == (1.0, 2500)
+
+
+def test_one_instance_cannot_be_divided_and_gets_more_requests_up_to_a_limit() -> None:
+    assert replay_part(np.array([1]), rate_per_s=500.0, settle_s=30.0).num_requests == 15_000
+    assert replay_part(np.array([1]), rate_per_s=5e6, settle_s=30.0).num_requests == 20_000
+
+
+def test_a_large_fleet_is_replayed_in_its_proportions() -> None:
+    part = replay_part(np.array([120, 60]), rate_per_s=5000.0, settle_s=32.0)
+    assert part.count.tolist() == [6, 3]
+    assert part.load_frac == pytest.approx(1 / 20)
+    assert part.num_requests == 8000
+
+
+@given(
+    st.lists(st.integers(0, 5000), min_size=1, max_size=4).filter(any),
+    st.floats(0.1, 1e6),
+    st.floats(1.0, 300.0),
+)
+def test_no_item_that_can_be_divided_gets_more_load_than_planned_nor_vanishes(
+    counts: list[int], rate_per_s: float, settle_s: float
+) -> None:
+    count = np.array(counts)
+    part = replay_part(count, rate_per_s, settle_s)
+    assert np.array_equal(part.count > 0, count > 0)
+    assert (part.count <= count).all()
+    assert 0.0 < part.load_frac <= 1.0
+    assert 2500 <= part.num_requests <= 20_000
+
+
+def test_part_of_a_trace_keeps_its_span() -> None:
+    trace = Trace(
+        arrival_s=np.arange(1000) * 0.01, prompt_tokens=np.full(1000, 5), output_tokens=np.full(1000, 5)
+    )
+    whole = Workload(traffic=Traffic(rate_per_s=100.0, **SIZE), trace=trace)
+    tenth = part_of_workload(whole, 0.1)
+    assert tenth.trace is not None
+    assert len(tenth.trace) == 100
+    assert tenth.trace.span_s == pytest.approx(trace.span_s, rel=0.02)
+    assert tenth.traffic.rate_per_s == pytest.approx(10.0)
+    assert part_of_workload(whole, 1.0) is whole
+
+
+@pytest.mark.parametrize("rate_per_s", [1000.0, 200_000.0])
+def test_a_high_rate_is_not_served_by_fewer_devices_than_arithmetic_needs(rate_per_s: float) -> None:
+    asked = {"model": "llama-3.1-8b", "gpus": ("h100",), "workload": "fixed:1024x128"}
+    limits = {"rate_per_s": rate_per_s, "slo_ttft_s": 1.0, "slo_tpot_s": 0.05, "top": 2}
+    file = plan_serving(read_serve_request(None, asked | limits))
+    flops_per_s = rate_per_s * (1024 + 128) * 2 * 7.5e9
+    for plan in file.plans:
+        assert all(check.holds for check in plan.certificate)
+        assert (
+            sum(entry.count * entry.devices_per_instance for entry in plan.mix) > flops_per_s / 0.8 / 989e12
+        )
+
+
+def test_a_check_that_fails_is_shown_with_its_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = {"model": "llama-3.1-8b", "gpus": ("h100",), "workload": "fixed:1024x128", "simulate": False}
+    file = plan_serving(
+        read_serve_request(None, asked | {"rate_per_s": 5.0, "slo_ttft_s": 1.0, "slo_tpot_s": 0.05})
+    )
+    first = file.plans[0]
+    broken = replace(first.certificate[0], holds=False, detail="size 7 is not served")
+    print_serving_plans(replace(file, plans=(replace(first, certificate=(broken,)),)))
+    assert "does NOT hold: every-size-served-and-limits-kept: size 7 is not served" in capsys.readouterr().out
