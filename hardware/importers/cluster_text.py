@@ -53,7 +53,8 @@ def imported_cluster(
         document = _measured(paths, node) if kind == "mpigraph" else _collectives(paths, node, catalogs)
     else:
         document = _topologies(kind, paths, node=node, device=device, catalogs=catalogs)
-    return _text({"name": name, **document}, kind, paths)
+    notes = _doubts(paths, str(node), catalogs) if kind == "nccl-tests" else []
+    return _text({"name": name, **document}, kind, paths, notes)
 
 
 def imported_runs(paths: list[Path]) -> tuple[CollectiveRun, ...]:
@@ -88,6 +89,22 @@ def _collectives(paths: list[Path], node: str, catalogs: tuple[str, ...]) -> Doc
             }
         ]
     return document
+
+
+def _doubts(paths: list[Path], node: str, catalogs: tuple[str, ...]) -> list[str]:
+    """Return why runs of collectives may not say what a node's fabric does."""
+    template = find_node(node, catalogs=catalogs)
+    family = template.device.name.split("-")[0]
+    notes = []
+    for run in import_nccl_tests(paths):
+        whole = len(run.hosts) * template.num_devices
+        if len(run.hosts) > 1 and run.num_devices < whole:
+            used = f"{run.num_devices} of the {whole} devices of its {len(run.hosts)} hosts"
+            notes.append(f"{run.source}: ran on {used}; a node may send more than node_bytes_per_s")
+        if run.device_label.startswith(("NVIDIA", "Tesla")) and family not in run.device_label.lower():
+            held = f"node {node} holds {template.device.name}"
+            notes.append(f"{run.source}: ran on {run.device_label}, and {held}")
+    return notes
 
 
 def _topologies(
@@ -131,6 +148,7 @@ def _topologies(
     return document
 
 
-def _text(document: Document, kind: str, paths: list[Path]) -> str:
+def _text(document: Document, kind: str, paths: list[Path], notes: list[str]) -> str:
     body = yaml.safe_dump(document, sort_keys=False, width=200, allow_unicode=True)
-    return f"# made by 'meshwright import {kind}' from {', '.join(p.name for p in paths)}\n{body}"
+    said = "".join(f"# note: {note}\n" for note in notes)
+    return f"# made by 'meshwright import {kind}' from {', '.join(p.name for p in paths)}\n{said}{body}"

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 from hardware.errors import SpecError
@@ -9,6 +10,10 @@ from hardware.errors import SpecError
 __all__ = ["CollectiveRun", "CollectiveSample", "import_nccl_tests", "samples_text"]
 
 _OPS = ("all_reduce", "all_gather", "reduce_scatter", "alltoall", "broadcast", "sendrecv", "reduce")
+_USUAL_PLACE_OF_TIME = 5
+"""Behind size, count, type, redop and root."""
+_ROUNDED = 0.05
+"""How far the printed figures may be off by rounding."""
 _RANK = re.compile(r"#\s+Rank\s+\d+.*?\bon\s+(\S+)\s+device\s+(\d+)\s+\[[^\]]*\]\s+(.*?)\s*$")
 
 
@@ -57,35 +62,67 @@ def _read(path: Path) -> CollectiveRun:
         raise SpecError(str(path), [f"cannot be read ({error})"]) from None
     ranks = [found.groups() for found in map(_RANK.match, lines) if found]
     op = next((name for name in _OPS for line in [path.name, *lines[:30]] if f"{name}_perf" in line), "")
-    problems, samples = [], []
+    problems, samples, reduces = [], [], False
+    place = _place_of_time(lines)
     for number, line in enumerate(lines, 1):
         cells = line.split()
         if len(cells) < 8 or not cells[0].isdigit() or not cells[1].isdigit():
             continue
-        numbers = [float(c) for c in cells[2:] if re.fullmatch(r"-?\d+\.\d+", c)]
-        if len(numbers) < 3:
-            problems.append(f"line {number}: expected time, algbw and busbw, found {len(numbers)} numbers")
-        elif int(cells[0]) > 0 and min(numbers[:3]) <= 0:
-            problems.append(f"line {number}: time and bandwidth must be positive, found {numbers[:3]}")
+        try:
+            time_us, algbw, busbw = (float(cell) for cell in cells[place : place + 3])
+        except ValueError:
+            found = " ".join(cells[place : place + 3])
+            problems.append(f"line {number}: expected time, algbw and busbw, found {found!r}")
+            continue
+        if int(cells[0]) > 0 and not (min(time_us, algbw, busbw) > 0 and isfinite(time_us + algbw + busbw)):
+            found = [time_us, algbw, busbw]
+            problems.append(f"line {number}: time and bandwidth must be positive, found {found}")
         elif int(cells[0]) > 0:
             sample = CollectiveSample(
-                message_bytes=float(cells[0]), time_s=numbers[0] * 1e-6, bus_bytes_per_s=numbers[2] * 1e9
+                message_bytes=float(cells[0]), time_s=time_us * 1e-6, bus_bytes_per_s=busbw * 1e9
             )
             samples.append(sample)
+            reduces = reduces or "sum" in cells
     if not ranks:
         problems.append("no line '# Rank ... on HOST device N' found; is this the output of nccl-tests?")
     if not samples and not problems:
         problems.append("no line with size, time and bandwidth found")
+    op = op or _summed(samples, reduces, len(ranks))
+    if not op and not problems:
+        named = ", ".join(f"{name}_perf" for name in _OPS)
+        problems.append(f"nothing says which collective this is; put one of {named} into the file's name")
     if problems:
         raise SpecError(str(path), problems)
     return CollectiveRun(
         source=path.name,
-        op=op or "all_reduce",
+        op=op,
         hosts=tuple(dict.fromkeys(host for host, _, _ in ranks)),
         device_label=ranks[0][2],
         num_devices=len(ranks),
         samples=tuple(samples),
     )
+
+
+def _summed(samples: list[CollectiveSample], reduces: bool, num_ranks: int) -> str:
+    """Return which reduction a run was, by what bus bandwidth counts per byte; "" for none of them."""
+    if not reduces or not samples or num_ranks < 2:
+        return ""
+    largest = max(samples, key=lambda sample: sample.message_bytes)
+    counted = largest.bus_bytes_per_s * largest.time_s / largest.message_bytes
+    ring = (num_ranks - 1) / num_ranks
+    for op, rounds in (("all_reduce", 2.0), ("reduce_scatter", 1.0)):
+        if abs(counted / (rounds * ring) - 1.0) < _ROUNDED:
+            return op
+    return ""
+
+
+def _place_of_time(lines: list[str]) -> int:
+    """Return the column of the out-of-place time; times of ten milliseconds and more have no decimals."""
+    for line in lines:
+        names = line.removeprefix("#").split()
+        if names[:2] == ["size", "count"] and "time" in names:
+            return names.index("time")
+    return _USUAL_PLACE_OF_TIME
 
 
 def samples_text(runs: tuple[CollectiveRun, ...]) -> str:

@@ -219,6 +219,26 @@ def test_nccl_tests_rate_the_fabric_and_make_samples(tmp_path):
         import_nccl_tests([write(tmp_path, "x.txt", "hello\n")])
 
 
+def test_nccl_tests_are_read_by_column_and_doubts_are_noted(tmp_path):
+    """Long times have no decimals, in-place figures stand behind, and a file name need not say the test."""
+    heading = "#       size count type redop root time algbw busbw #wrong time algbw busbw #wrong"
+    ranks = NCCL_TESTS[: NCCL_TESTS.index("#       size")]
+    row = " 17179869184 4294967296 float {} -1 {} 171.80 {} 0 99000 173.5 173.5 0\n"
+    path = write(tmp_path, "log.txt", f"{ranks}{heading}\n{row.format('sum', '100000', '171.80')}")
+    (run,) = import_nccl_tests([path])
+    assert (run.op, run.peak_bus_bytes_per_s) == ("all_reduce", pytest.approx(171.8e9))
+    assert run.samples[0].time_s == pytest.approx(0.1)
+    halved = write(tmp_path, "half.txt", f"{ranks}{heading}\n{row.format('sum', '100000', '85.90')}")
+    assert import_nccl_tests([halved])[0].op == "reduce_scatter"
+    for word, value, why in (("sum", "nan", "must be positive"), ("none", "100000", "which collective")):
+        bad = write(tmp_path, "bad.txt", f"{ranks}{heading}\n{row.format(word, value, '171.80')}")
+        with pytest.raises(SpecError, match=why):
+            import_nccl_tests([bad])
+    text = imported_cluster("nccl-tests", [path], node="dgx-h100", device=None, name="mine")
+    assert "# note: log.txt: ran on 2 of the 16 devices of its 2 hosts" in text
+    assert "# note: log.txt: ran on NVIDIA A100-SXM4-80GB, and node dgx-h100 holds h100" in text
+
+
 def test_import_says_what_it_needs(tmp_path):
     path = write(tmp_path, "m.txt", MPIGRAPH)
     with pytest.raises(InputError, match="needs --node"):
