@@ -122,15 +122,8 @@ def _topologies(
     blocks: list[Document] = []
     counts: list[int] = []
     for path in paths:
-        speed = None
-        if kind == "nccl-xml":
-            matrix, speed = read_nccl_xml(path)
-        else:
-            matrix = read_topology(path, kind)
+        matrix = read_nccl_xml(path) if kind == "nccl-xml" else read_topology(path, kind)
         block = node_block(matrix, part, str(path))
-        for entry in block["parts"]:
-            if entry["kind"] == "nic" and speed is not None:
-                entry["bytes_per_s"] = f"{speed / 1e9:g} GB/s"
         if block in blocks:
             counts[blocks.index(block)] += 1
         else:

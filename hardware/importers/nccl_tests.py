@@ -75,8 +75,8 @@ def _read(path: Path) -> CollectiveRun:
             problems.append(f"line {number}: expected time, algbw and busbw, found {found!r}")
             continue
         if int(cells[0]) > 0 and not (min(time_us, algbw, busbw) > 0 and isfinite(time_us + algbw + busbw)):
-            found = [time_us, algbw, busbw]
-            problems.append(f"line {number}: time and bandwidth must be positive, found {found}")
+            numbers = [time_us, algbw, busbw]
+            problems.append(f"line {number}: time and bandwidth must be positive, found {numbers}")
         elif int(cells[0]) > 0:
             sample = CollectiveSample(
                 message_bytes=float(cells[0]), time_s=time_us * 1e-6, bus_bytes_per_s=busbw * 1e9

@@ -12,14 +12,26 @@ from typing import Any
 
 from hardware.device import Device
 from hardware.errors import SpecError
+from hardware.importers.pcie_host import pcie_host, pcie_technology
 
-__all__ = ["TopologyMatrix", "node_block", "read_topology"]
+__all__ = ["TopologyMatrix", "node_block", "nvlink_technology", "read_topology"]
 
 _PCIE_PATHS = ("PIX", "PXB", "PHB", "NODE", "SYS", "PCIE", "SOC")
 _LATENCY = "1 us"
 """Assumed for a link whose latency no tool prints."""
-_PCIE_RATE = "32 GB/s"
+_PCIE_BYTES_PER_S = 32e9
 """Assumed (PCIe 4 x16) where the device's data sheet gives no PCIe rate."""
+_NIC_BYTES_PER_S = 25e9
+"""Assumed (200 Gb/s) of a port whose rate the tool does not print."""
+_NVLINK = {
+    "nvlink2": ("v100",),
+    "nvlink3": ("a100", "a800", "a30", "a40", "a6000", "rtx-3090"),
+    "nvlink4": ("h100", "h200", "h20", "h800", "gh200"),
+    "nvlink5": ("b200", "b300", "gb200", "gb300"),
+}
+"""Generation of NVLink by device, as the measured curves are named."""
+_REDUCING = ("nvlink4", "nvlink5")
+"""Generations whose switch adds (NVLS)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +42,8 @@ class TopologyMatrix:
     nics: tuple[str, ...]
     kinds: dict[tuple[str, str], str]
     """Link type by pair, as the tool names it: NV18, SYS, XGMI, HCCS ..."""
-    near: dict[str, tuple[str, ...]]
-    """Devices that share a PCIe switch with each NIC."""
+    nic_bytes_per_s: dict[str, float]
+    """Rate of each network port that the tool prints one of."""
 
 
 def read_topology(path: Path, tool: str) -> TopologyMatrix:
@@ -97,8 +109,20 @@ def _parse(path: Path, text: str) -> TopologyMatrix:
         raise SpecError(str(path), uneven)
     devices = tuple(name for name in columns if re.match(r"GPU|NPU", name))
     nics = tuple(name for name in columns if name not in devices)
-    near = {nic: tuple(d for d in devices if kinds[nic, d] in ("PIX", "PXB")) for nic in nics}
-    return TopologyMatrix(devices=devices, nics=nics, kinds=kinds, near=near)
+    return TopologyMatrix(
+        devices=devices, nics=_used_ports(devices, nics, kinds), kinds=kinds, nic_bytes_per_s={}
+    )
+
+
+def _used_ports(
+    devices: tuple[str, ...], nics: tuple[str, ...], kinds: dict[tuple[str, str], str]
+) -> tuple[str, ...]:
+    """Return the ports that share a PCIe switch with a device; all of them where none does.
+
+    Boards with a port per device have further ones, for storage and management, on other switches.
+    """
+    near = tuple(nic for nic in nics if any(kinds[nic, device] in ("PIX", "PXB") for device in devices))
+    return near or nics
 
 
 def node_block(matrix: TopologyMatrix, device: Device, where: str) -> dict[str, Any]:
@@ -112,34 +136,40 @@ def node_block(matrix: TopologyMatrix, device: Device, where: str) -> dict[str, 
     counts = {
         pair: _direct_links(kind) for pair, kind in matrix.kinds.items() if set(pair) <= set(matrix.devices)
     }
-    parts: list[dict[str, Any]] = [
-        {"id": "gpu", "count": len(matrix.devices), "kind": "accelerator"},
-        {"id": "cpu", "kind": "cpu"},
-    ]
-    pcie = f"{device.pcie_bytes_per_s / 1e9:g} GB/s" if device.pcie_bytes_per_s else _PCIE_RATE
-    links: list[dict[str, Any]] = [
-        {"each": ["gpu*", "cpu"], "technology": "pcie4", "bytes_per_s": pcie, "latency_s": _LATENCY}
-    ]
+    pcie_bytes_per_s = device.pcie_bytes_per_s or _PCIE_BYTES_PER_S
+    gpus = {"id": "gpu", "count": len(matrix.devices), "kind": "accelerator"}
+    nics = _ports(matrix)
+    if len(matrix.devices) > 1 and not any(counts.values()):
+        host = pcie_host(matrix.devices, matrix.nics, matrix.kinds, pcie_bytes_per_s)
+        return {"device": device.name, **host, "parts": [gpus, *host["parts"], *nics]}
+    pcie = {
+        "technology": pcie_technology(pcie_bytes_per_s),
+        "bytes_per_s": f"{pcie_bytes_per_s / 1e9:g} GB/s",
+        "latency_s": _LATENCY,
+    }
+    parts: list[dict[str, Any]] = [gpus, {"id": "cpu", "kind": "cpu"}]
+    links: list[dict[str, Any]] = [{"each": ["gpu*", "cpu"], **pcie}]
     if any(counts.values()):
         if device.scale_up_bytes_per_s is None:
             raise SpecError(where, [f"device {device.name} has no rated scale-up bandwidth for these links"])
-        more_parts, more_links = _scale_up(matrix, counts, device.scale_up_bytes_per_s)
+        more_parts, more_links = _scale_up(matrix, counts, device)
         parts += more_parts
         links += more_links
-    if matrix.nics:
-        parts.append(
-            {
-                "id": "nic",
-                "count": len(matrix.nics),
-                "kind": "nic",
-                "technology": "ib",
-                "bytes_per_s": "25 GB/s",
-            }
-        )
-        links.append(
-            {"each": ["nic*", "cpu"], "technology": "pcie4", "bytes_per_s": pcie, "latency_s": _LATENCY}
-        )
-    return {"device": device.name, "parts": parts, "links": links}
+    links += [{"each": ["nic*", "cpu"], **pcie}] if nics else []
+    return {"device": device.name, "parts": parts + nics, "links": links}
+
+
+def _ports(matrix: TopologyMatrix) -> list[dict[str, Any]]:
+    """Return the network ports, each with its own rate where the tool prints one."""
+    return [
+        {
+            "id": f"nic{number}",
+            "kind": "nic",
+            "technology": "ib",
+            "bytes_per_s": f"{matrix.nic_bytes_per_s.get(nic, _NIC_BYTES_PER_S) / 1e9:g} GB/s",
+        }
+        for number, nic in enumerate(matrix.nics)
+    ]
 
 
 def _direct_links(kind: str) -> int:
@@ -150,17 +180,24 @@ def _direct_links(kind: str) -> int:
     return 1 if kind in ("XGMI", "HCCS", "HCCS_SW", "SIO") else 0
 
 
+def nvlink_technology(device: str) -> str:
+    """Return the generation of NVLink of a device, ``nvlink`` where it is not known."""
+    found = [name for name, families in _NVLINK.items() if device.startswith(families)]
+    return found[0] if found else "nvlink"
+
+
 def _scale_up(
-    matrix: TopologyMatrix, counts: dict[tuple[str, str], int], total_bytes_per_s: float
+    matrix: TopologyMatrix, counts: dict[tuple[str, str], int], device: Device
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return parts and links of the scale-up network: a switch, or the pairs that are joined."""
+    total_bytes_per_s = device.scale_up_bytes_per_s or 0.0
     first = matrix.devices[0]
     size = len(matrix.devices)
     technology = {"XGMI": "xgmi", "HCCS": "hccs", "HCCS_SW": "hccs", "SIO": "hccs"}.get(
-        next(kind for pair, kind in matrix.kinds.items() if counts.get(pair)), "nvlink"
+        next(kind for pair, kind in matrix.kinds.items() if counts.get(pair)), nvlink_technology(device.name)
     )
     switched = "HCCS_SW" in matrix.kinds.values() or (
-        technology == "nvlink"
+        technology.startswith("nvlink")
         and size > 2
         and len(set(counts.values())) == 1
         and counts[first, matrix.devices[1]] >= 6
@@ -172,6 +209,7 @@ def _scale_up(
             "technology": technology,
             "bytes_per_s": rate,
             "latency_s": _LATENCY,
+            "in_network_reduce": technology in _REDUCING,
         }
         return [{"id": "scale-up-switch", "kind": "switch"}], [link]
     most = max(sum(counts[a, b] for b in matrix.devices if b != a) for a in matrix.devices)

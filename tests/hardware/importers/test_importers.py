@@ -8,7 +8,8 @@ from hardware.errors import InputError, SpecError
 from hardware.importers.cluster_text import imported_cluster
 from hardware.importers.mpigraph import import_mpigraph
 from hardware.importers.nccl_tests import import_nccl_tests, samples_text
-from hardware.importers.topology_matrix import read_topology
+from hardware.importers.nccl_xml import read_nccl_xml
+from hardware.importers.topology_matrix import nvlink_technology, read_topology
 from hardware.measured_links import links_from_matrices
 
 MPIGRAPH = """START mpiGraph v1.5
@@ -170,7 +171,7 @@ def test_a_hybrid_mesh_becomes_links_of_its_pairs(tmp_path):
         "nvidia-smi-topo", [write(tmp_path, "t.txt", NVIDIA)], node=None, device="v100-32gb", name="mine"
     )
     node = find_cluster(write(tmp_path, "c.yaml", text)).groups[0].node
-    direct = {(k.a, k.b): k.count for k in node.topology.links if k.technology == "nvlink"}
+    direct = {(k.a, k.b): k.count for k in node.topology.links if k.technology == "nvlink2"}
     assert direct == {("gpu0", "gpu1"): 2, ("gpu0", "gpu2"): 1, ("gpu1", "gpu3"): 1, ("gpu2", "gpu3"): 2}
     assert len(node.topology.nics) == 1
 
@@ -198,6 +199,62 @@ def test_switched_xml_has_one_switch_and_the_port_rate(tmp_path):
     assert cluster.num_nodes == 2
     assert cluster.groups[0].node.topology.nics[0].bytes_per_s == pytest.approx(25e9)
     assert any(part.id == "scale-up-switch" for part in cluster.groups[0].node.topology.parts)
+
+
+def test_a_host_of_pcie_devices_keeps_its_switches_and_sockets(tmp_path):
+    """Eight L40S in pairs under four switches of two sockets: the levels of the catalogue's own such host."""
+
+    def path(i, j):
+        return "X" if i == j else "PIX" if i // 2 == j // 2 else "NODE" if i // 4 == j // 4 else "SYS"
+
+    rows = [[f"GPU{i}", *(path(i, j) for j in range(8))] for i in range(8)]
+    text = "\n".join("\t".join(row) for row in [["", *(row[0] for row in rows)], *rows])
+    made = imported_cluster(
+        "nvidia-smi-topo", [write(tmp_path, "t.txt", text)], node=None, device="l40s", name="mine"
+    )
+    mine, known = find_cluster(write(tmp_path, "c.yaml", made)), find_cluster("aws-g6e", 1)
+    assert [(v.size, v.technology) for v in mine.levels] == [(v.size, v.technology) for v in known.levels]
+    assert [v.bytes_per_s for v in mine.levels] == pytest.approx([v.bytes_per_s for v in known.levels])
+
+
+def test_uneven_pcie_hosts_are_read(tmp_path):
+    """Three devices on one switch, one on another; the port sits beside the fourth."""
+    rows = [
+        ["GPU0", "X", "PIX", "PIX", "SYS", "SYS"],
+        ["GPU1", "PIX", "X", "PIX", "SYS", "SYS"],
+        ["GPU2", "PIX", "PIX", "X", "SYS", "SYS"],
+        ["GPU3", "SYS", "SYS", "SYS", "X", "PIX"],
+        ["NIC0", "SYS", "SYS", "SYS", "PIX", "X"],
+    ]
+    text = "\n".join("\t".join(row) for row in [["", *(row[0] for row in rows)], *rows])
+    made = imported_cluster(
+        "nvidia-smi-topo", [write(tmp_path, "t.txt", text)], node=None, device="l40s", name="mine"
+    )
+    topology = find_cluster(write(tmp_path, "c.yaml", made)).groups[0].node.topology
+    assert {k.a if k.b == "nic0" else k.b for k in topology.links if "nic0" in (k.a, k.b)} == {"psw1"}
+
+
+def test_ports_of_storage_and_management_are_left_out(tmp_path):
+    """A port that shares a switch with no device does not count where others do."""
+    rows = ("\tGPU0\tGPU1\tNIC0\tNIC1", "GPU0\tX\tNV2\tPXB\tSYS", "GPU1\tNV2\tX\tPXB\tSYS")
+    more = "\n".join([*rows, "NIC0\tPXB\tPXB\tX\tSYS", "NIC1\tSYS\tSYS\tSYS\tX"])
+    found = read_topology(write(tmp_path, "t.txt", more), "nvidia-smi-topo")
+    assert found.nics == ("NIC0",)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [("count=", 'count="x" was=', "count is 'x'"), ("speed=", 'speed="-1" was=', "speed is '-1'")],
+)
+def test_numbers_of_nccl_xml_are_checked(tmp_path, old, new, why):
+    with pytest.raises(SpecError, match=why):
+        read_nccl_xml(write(tmp_path, "bad.xml", NCCL_XML.replace(old, new)))
+
+
+@pytest.mark.parametrize("name", ["dgx-1v", "dgx-a100", "dgx-h100", "hgx-h20", "hgx-b200", "gb200-nvl72"])
+def test_nvlink_generations_are_those_of_the_catalogue(name):
+    node = find_cluster(name, 1).groups[0].node
+    assert nvlink_technology(node.device.name) in {link.technology for link in node.topology.links}
 
 
 def test_an_uneven_topology_is_refused(tmp_path):
