@@ -27,6 +27,7 @@ from costmodels.graph import (
     StateSpace,
 )
 from costmodels.kernels.times import KernelModel
+from costmodels.training.ring_attention import ring_attention_s
 from hardware.levels import Level
 
 __all__ = ["LayerCosts", "Shards", "element_bytes", "layer_costs", "matmul_dtype"]
@@ -205,23 +206,19 @@ def _add_attention(out: LayerCosts, op: Attention, weight: float, ctx: _Context)
     kv_heads = np.maximum(op.num_kv_heads / shards.tp, 1.0)
     batch = shards.micro_batch.astype(np.float64)
     length = np.full(len(shards), float(ctx.seq_len))
-    keys = length if op.sparse_keys is None else np.minimum(length, float(op.sparse_keys))
     fused = [np.zeros(len(shards)), np.zeros(len(shards))]
     for backward, total in ((False, out.attn_fwd_s), (True, out.attn_bwd_s)):
-        kernel = ctx.kernels.attention_backward_s if backward else ctx.kernels.attention_s
-        seconds = kernel(
+        fused[backward] = ring_attention_s(
+            op,
+            ctx.kernels,
+            cp=shards.cp,
             batch=batch,
-            q_len=length,
-            kv_len=keys,
+            seq_len=length,
             heads=heads,
             kv_heads=kv_heads,
-            head_dim=op.head_dim,
-            value_dim=op.value_dim,
-            causal=op.causal and op.sparse_keys is None,
-            window=op.window,
+            backward=backward,
         )
-        fused[backward] = seconds
-        total += weight * seconds / shards.cp
+        total += weight * fused[backward]
     for backward, total, learned in (
         (False, out.unfused_fwd_s, out.learned_fwd_s),
         (True, out.unfused_bwd_s, out.learned_bwd_s),
@@ -231,7 +228,7 @@ def _add_attention(out: LayerCosts, op: Attention, weight: float, ctx: _Context)
         )
         total += weight * seconds / shards.cp
         if op.num_params:
-            learned += weight * np.maximum(seconds - fused[backward], 0.0) / shards.cp
+            learned += weight * np.maximum(seconds / shards.cp - fused[backward], 0.0)
     kv_bytes = shards.micro_batch * length * kv_heads * (op.head_dim + op.value_dim) * ctx.element_bytes
     out.cp_s += weight * collective_s(Collective.ALL_GATHER, kv_bytes, shards.tp, shards.cp, ctx.levels)
     out.num_ops += weight

@@ -95,6 +95,17 @@ def _attention_s(inputs: StepInputs, stack: Stack) -> tuple[Floats, Floats]:
     return layer.unfused_fwd_s * stack.attention, layer.unfused_bwd_s * stack.attention
 
 
+def _tp_visible_s(inputs: StepInputs, stack: Stack, collective_s: Floats, matmul_s: Floats) -> Floats:
+    """Return the visible part of a layer's tensor-parallel collectives.
+
+    Tiles of a collective run beside those of the matmul that needs or makes them; what outlasts the matmuls
+    has nothing to hide under.
+    """
+    whole = collective_s * stack.comm
+    hidden = np.maximum(whole * stack.tp_exposed_frac, whole - matmul_s)
+    return np.where(inputs.overlap_tp > 0, hidden, whole)
+
+
 def _layer_parts(inputs: StepInputs, stack: Stack) -> _Layer:
     layer = inputs.layer
     attn_fwd, attn_bwd = _attention_s(inputs, stack)
@@ -107,10 +118,9 @@ def _layer_parts(inputs: StepInputs, stack: Stack) -> _Layer:
     bwd = (layer.gemm_bwd_s + 2.0 * ragged) * matmul + attn_bwd
     bwd = bwd + (layer.expert_bwd_s + layer.routing_s) * stack.experts
     bwd = bwd + (layer.vector_bwd_s + norm * layer.norm_bwd_s + 2.0 * layer.cast_s) * stack.vector
-    visible = np.where(inputs.overlap_tp > 0, stack.tp_exposed_frac, 1.0)
     sync = stack.sync_s_per_collective * layer.num_collectives
-    tp_fwd = layer.tp_fwd_s * stack.comm * visible + sync
-    tp_bwd = layer.tp_bwd_s * stack.comm * visible + sync
+    tp_fwd = _tp_visible_s(inputs, stack, layer.tp_fwd_s, layer.gemm_fwd_s * matmul) + sync
+    tp_bwd = _tp_visible_s(inputs, stack, layer.tp_bwd_s, layer.gemm_bwd_s * matmul) + sync
     ep = layer.ep_s * stack.ep_comm
     # Ring exchange of keys and values runs under the attention of the block before it.
     cp_fwd = np.maximum(layer.cp_s * stack.comm - attn_fwd, 0.1 * layer.cp_s)
