@@ -54,6 +54,13 @@ class Buckets:
     prompt_up_to: Floats
     """Upper edge; infinite for the last."""
     output_up_to: Floats
+    late: tuple[str, ...] = ()
+    """Names of those whose requests may miss the latency targets: the percentile leaves room for them."""
+
+    @property
+    def late_frac(self) -> float:
+        """Share of requests that may be late."""
+        return float(self.rate_per_s[np.isin(self.names, self.late)].sum() / self.rate_per_s.sum())
 
 
 def read_workload(text: str, *, rate_per_s: float | None, percentile: float = 99.0) -> Workload:

@@ -73,6 +73,18 @@ Simulate = Annotated[
 LoraRank = Annotated[int | None, typer.Option("--lora-rank", help="Of adapters that requests name.")]
 Adapters = Annotated[int | None, typer.Option("--num-adapters", help="Adapters kept in device memory.")]
 
+MaxInstance = Annotated[
+    int | None, typer.Option("--max-devices-per-instance", help="Devices that one instance may span; 8.")
+]
+PrefixHits = Annotated[
+    float | None,
+    typer.Option("--prefix-hit-frac", help="Prompt tokens found in the cache; else the trace's."),
+]
+Drafts = Annotated[int | None, typer.Option("--draft-tokens", help="Tokens drafted per step.")]
+Accepted = Annotated[
+    float | None, typer.Option("--accepted-tokens", help="Of them, accepted per step on average.")
+]
+
 _LISTS = ("gpus", "formats", "kv_formats", "offer_kinds")
 _TABLES: dict[str, type] = {"usd_per_hour": float, "max_devices": int, "min_devices": int}
 _OTHERS = ("request", "catalog", "output", "json", "load_levels")
@@ -122,6 +134,20 @@ def _flags(given: dict[str, Any]) -> dict[str, Any]:
     return flags | {"catalog": tuple(given["catalog"] or ())}
 
 
+def _show(plan: Any, written: tuple[Any, ...], *, json: bool) -> None:
+    """Print a plan file as it is, or for people with the paths that were written."""
+    if json:
+        from planner.plan_io import plan_text
+
+        typer.echo(plan_text(plan), nl=False)
+        return
+    from planner.cli.render_serving import print_serving_plans
+
+    print_serving_plans(plan)
+    for path in written:
+        typer.echo(f"written: {path}", err=True)
+
+
 def plan_serve(
     model: ModelOption = None,
     gpus: Gpus = None,
@@ -137,6 +163,10 @@ def plan_serve(
     formats: Formats = None,
     kv_formats: KvFormats = None,
     form: Form = None,
+    max_devices_per_instance: MaxInstance = None,
+    prefix_hit_frac: PrefixHits = None,
+    draft_tokens: Drafts = None,
+    accepted_tokens: Accepted = None,
     lora_rank: LoraRank = None,
     num_adapters: Adapters = None,
     objective: Objective = None,
@@ -165,18 +195,10 @@ def plan_serve(
     """Find the cheapest fleet of instances that serves the workload within the latency targets."""
     given = locals()
     with readable_errors():
-        from planner.plan_io import plan_text
         from planner.serving.flow import plan_serving
         from planner.serving.parts import write_serving_plan
         from planner.serving.request import read_serve_request
 
         plan = plan_serving(read_serve_request(request, _flags(given)))
         written = () if output is None else write_serving_plan(plan, output)
-        if json:
-            typer.echo(plan_text(plan), nl=False)
-            return
-        from planner.cli.render_serving import print_serving_plans
-
-        print_serving_plans(plan)
-        for path in written:
-            typer.echo(f"written: {path}", err=True)
+        _show(plan, written, json=json)

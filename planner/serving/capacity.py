@@ -7,9 +7,10 @@ For a group that decodes :math:`B` requests on average, answers of :math:`o` tok
 
     \text{TPOT} = t(B) / a + B p / o, \qquad x = B / (o \, \text{TPOT}), \qquad \rho = x p
 
-with :math:`a` tokens per step; prompts take the share :math:`\rho` of the time. The occupancy is Poisson, so
-at percentile q it is :math:`B + z_q \sqrt B`; the wait of a prompt has the tail of an M/G/1 queue,
-:math:`\rho e^{-2 (1 - \rho) w / (p (1 + c^2))}`. The largest :math:`B` that keeps
+with :math:`a` tokens per step; prompts take the share :math:`\rho` of the time. In an instance of
+s pipeline stages, s such groups take turns, each passing a stage while the others pass the rest. The
+occupancy is Poisson, so at percentile q it is :math:`B + z_q \sqrt B`; the wait of a prompt has the tail of
+an M/G/1 queue, :math:`\rho e^{-2 (1 - \rho) w / (p (1 + c^2))}`. The largest :math:`B` that keeps
 every target and the cache sets the capacity.
 """
 
@@ -147,7 +148,7 @@ def queue_wait_s(load: Floats, service_s: Floats, beyond: float, cv: float) -> F
 def _held(
     model: ModelGraph, table: ServingTable, engine: EngineStack, machine: ServingMachine, context: Floats
 ) -> Floats:
-    """Return requests of each bucket that the cache of one group holds. shape (configs, buckets)"""
+    """Return requests of each bucket that the cache gives one group. shape (configs, buckets)"""
     memory = serving_memory(
         model,
         table,
@@ -158,11 +159,16 @@ def _held(
     each = np.stack(
         [kv_bytes_per_request(model, table, np.array(c), engine.block_tokens) for c in context], axis=1
     )
-    return np.minimum(memory.kv_budget_bytes[:, None] / each, table.max_batch[:, None])
+    return np.minimum(memory.kv_budget_bytes[:, None] / each, table.max_batch[:, None]) / table.pp[:, None]
+
+
+def _groups(table: ServingTable) -> Floats:
+    """Return what takes requests side by side: attention groups, or the batches between which stages turn."""
+    return (table.dp * table.pp).astype(float)
 
 
 def _pick(
-    rate: Floats, kept: npt.NDArray[np.bool_], ttft: Floats, tpot: Floats, batch: Floats, dp: Floats
+    rate: Floats, kept: npt.NDArray[np.bool_], ttft: Floats, tpot: Floats, batch: Floats, groups: Floats
 ) -> Capacity:
     """Return the largest rate over the batch axis that keeps the targets, with its latencies."""
     allowed = np.where(kept, rate, 0.0)
@@ -175,7 +181,7 @@ def _pick(
         return np.where(none, np.inf, np.take_along_axis(full, best, axis=2)[:, :, 0])
 
     return Capacity(
-        rate_per_s=chosen * dp[:, None],
+        rate_per_s=chosen * groups[:, None],
         ttft_s=at(ttft),
         tpot_s=at(tpot),
         batch=np.where(none, 0.0, at(batch)),
@@ -193,6 +199,12 @@ def _within(slo: Slo, ttft: Floats, tpot: Floats, output: Floats) -> npt.NDArray
     if slo.e2e_s is not None:
         kept &= ttft + output * tpot <= slo.e2e_s
     return kept
+
+
+def _exempt(buckets: Buckets) -> npt.NDArray[np.bool_]:
+    """Return which buckets need not keep the targets. shape (1, buckets, 1)"""
+    late: npt.NDArray[np.bool_] = np.isin(buckets.names, buckets.late)[None, :, None]
+    return late
 
 
 def joint_capacity(
@@ -223,8 +235,8 @@ def joint_capacity(
     tpot = slower / np.maximum(1.0 - load, 1e-9)
     ttft = prompt + decode + engine.admission_s + queue_wait_s(load, prompt, beyond, arrival_cv)
     held = _held(model, table, engine, machine, context)[:, :, None]
-    kept = _within(slo, ttft, tpot, output) & (crowd <= held) & (load < _MAX_UTILISATION)
-    return _pick(rate, kept, ttft, tpot, batch, table.dp.astype(float))
+    kept = (_within(slo, ttft, tpot, output) | _exempt(buckets)) & (crowd <= held) & (load < _MAX_UTILISATION)
+    return _pick(rate, kept, ttft, tpot, batch, _groups(table))
 
 
 def _at_batch(decode: Floats, crowd: Floats) -> Floats:
@@ -261,7 +273,8 @@ def prefill_capacity(
     kept = np.ones(ttft.shape, dtype=bool) if slo.ttft_s is None else ttft <= slo.ttft_s
     if slo.e2e_s is not None:
         kept &= ttft <= slo.e2e_s / 2.0
-    return _pick(rate, kept, ttft, np.zeros(ttft.shape), load, table.dp.astype(float))
+    kept |= _exempt(buckets)
+    return _pick(rate, kept, ttft, np.zeros(ttft.shape), load, _groups(table))
 
 
 def split_capacity(
@@ -285,13 +298,11 @@ def split_capacity(
     tpot = _at_batch(decode, crowd)
     rate = batch / (output * decode)
     held = _held(model, table, engine, machine, context)[:, :, None]
-    kept = crowd <= held
-    if slo.tpot_s is not None:
-        kept = kept & (tpot <= slo.tpot_s)
+    kept = np.ones(tpot.shape, dtype=bool) if slo.tpot_s is None else tpot <= slo.tpot_s
     if slo.e2e_s is not None:
-        kept = kept & (output * tpot <= slo.e2e_s / 2.0)
-    kept = np.broadcast_to(kept, rate.shape)
-    return _pick(rate, kept, np.zeros(rate.shape), tpot, batch, table.dp.astype(float))
+        kept &= output * tpot <= slo.e2e_s / 2.0
+    kept = np.broadcast_to((kept | _exempt(buckets)) & (crowd <= held), rate.shape)
+    return _pick(rate, kept, np.zeros(rate.shape), tpot, batch, _groups(table))
 
 
 def bound_words(capacity: Capacity, slo: Slo) -> str:

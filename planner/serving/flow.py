@@ -3,15 +3,16 @@
 from dataclasses import replace
 from itertools import product
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 
+from costmodels.graph import ModelGraph
+from costmodels.serving.engine import EngineStack
 from hardware.errors import InfeasibleError
 from planner.facility import facility_note
 from planner.plan import PlanFile, Search
 from planner.plan_io import plan_document
-from planner.serving.items import find_items
+from planner.serving.items import ItemSearch, Role, find_items
 from planner.serving.layers import plan_layers
 from planner.serving.mix import Demand, Fleet, Form, fleet_of, mix_problem
 from planner.serving.model_requests import model_requests
@@ -25,7 +26,7 @@ from planner.serving.reachable import least_limits
 from planner.serving.replays import Replays
 from planner.serving.request import ServeRequest, resolve_serving
 from planner.serving.result import SolvedFleet, serving_plan_of
-from planner.workload import bucketise, read_workload
+from planner.workload import Buckets, Workload, bucketise, read_workload
 
 __all__ = ["plan_serving"]
 
@@ -89,6 +90,7 @@ def plan_serving(request: ServeRequest) -> PlanFile[ServingPlan]:
                     ),
                     *([facility_note(request.facility)] if request.facility else []),
                     *purchase_notes(request, plans[0]),
+                    *_stage_notes(plans[0]),
                 )
             )
         ),
@@ -96,20 +98,22 @@ def plan_serving(request: ServeRequest) -> PlanFile[ServingPlan]:
     )
 
 
-def _demand(request: ServeRequest, model: Any, engine: Any, offers: tuple[DeviceOffer, ...]) -> Demand:
+def _demand(
+    request: ServeRequest, model: ModelGraph, engine: EngineStack, offers: tuple[DeviceOffer, ...]
+) -> Demand:
     """Return one model with its traffic and the instances that could serve it."""
     rate = request.rate_per_s
     workload = read_workload(request.workload or "", rate_per_s=rate, percentile=request.percentile)
     buckets = bucketise(workload.traffic)
-    search = find_items(
-        request,
-        model,
-        engine,
-        offers,
-        buckets,
-        arrival_cv=workload.traffic.arrival_cv,
-        prefix_hit_frac=request.prefix_hit_frac or workload.traffic.prefix_hit_frac,
-    )
+    search = _search(request, model, engine, offers, workload, buckets)
+    hopeless = _hopeless(request, buckets, search)
+    if hopeless:
+        late = replace(buckets, late=hopeless)
+        wanted = request.percentile / (1.0 - late.late_frac)
+        if wanted < 100.0:
+            buckets = late
+            stricter = replace(request, percentile=wanted)
+            search = _search(stricter, model, engine, offers, workload, buckets)
     return Demand(
         request=request,
         model=model,
@@ -119,6 +123,37 @@ def _demand(request: ServeRequest, model: Any, engine: Any, offers: tuple[Device
         search=search,
         offers=offers,
     )
+
+
+def _search(
+    request: ServeRequest,
+    model: ModelGraph,
+    engine: EngineStack,
+    offers: tuple[DeviceOffer, ...],
+    workload: Workload,
+    buckets: Buckets,
+) -> ItemSearch:
+    return find_items(
+        request,
+        model,
+        engine,
+        offers,
+        buckets,
+        arrival_cv=workload.traffic.arrival_cv,
+        prefix_hit_frac=request.prefix_hit_frac or workload.traffic.prefix_hit_frac,
+    )
+
+
+def _hopeless(request: ServeRequest, buckets: Buckets, search: ItemSearch) -> tuple[str, ...]:
+    """Return the sizes that no instance serves within the targets, in any form; none where all are such."""
+    served = np.zeros(len(buckets.names), dtype=bool)
+    forms: dict[str, tuple[Role, ...]] = {"joint": ("both",), "split": ("prefill", "decode")}
+    for form, roles in forms.items():
+        if request.form in ("auto", form):
+            able = [[i.rate_per_s > 0 for i in search.items if i.role == role] for role in roles]
+            if all(able):
+                served |= np.all([np.any(one, axis=0) for one in able], axis=0)
+    return tuple(n for n, kept in zip(buckets.names, served, strict=True) if not kept) if served.any() else ()
 
 
 def _without_end(offers: tuple[DeviceOffer, ...]) -> tuple[DeviceOffer, ...]:
@@ -229,6 +264,12 @@ def _with_reason(best: ServingPlan, other: ServingPlan) -> ServingPlan:
     )
 
 
+def _stage_notes(plan: ServingPlan) -> tuple[str, ...]:
+    staged = sorted({m.name for m in plan.mix if int(m.config.get("pp", 1)) > 1})
+    told = "pipeline stages are taken to be even and always busy; no measured serving runs are behind them"
+    return (f"{', '.join(staged)}: {told}",) if staged else ()
+
+
 def _diagnostics(demand: Demand) -> tuple[str, ...]:
     notes: list[str] = []
     if not demand.request.simulate:
@@ -249,6 +290,22 @@ def _diagnostics(demand: Demand) -> tuple[str, ...]:
         for e in demand.search.excluded
         if "fit" in e.rule
     ]
+    if demand.buckets.late:
+        notes.append(
+            f"sizes {', '.join(demand.buckets.late)} keep the targets on no device; they are "
+            f"{100 * demand.buckets.late_frac:.2g} % of the requests, within the "
+            f"{100 - demand.request.percentile:g} % that may miss them"
+        )
+    most = demand.model.max_seq_len
+    traffic = demand.workload.traffic
+    if most is not None:
+        total = np.array(traffic.prompt_tokens) + np.array(traffic.output_tokens)
+        over = float(np.array(traffic.share_frac)[total > most].sum())
+        if over > 0.0:
+            notes.append(
+                f"{100 * over:.3g} % of the requests are longer than the {most} tokens that "
+                f"{demand.name} is made for"
+            )
     if demand.request.num_adapters:
         notes.append("low-rank adapters are costed from rated figures; no measured runs are behind them")
     return tuple(notes)

@@ -59,7 +59,12 @@ class Item:
     def name(self) -> str:
         """Unique among the items of one plan."""
         c = self.config
-        degrees = f"tp{c.tp}" + (f"-dp{c.dp}" if c.dp > 1 else "") + (f"-ep{c.ep}" if c.ep > 1 else "")
+        degrees = (
+            f"tp{c.tp}"
+            + (f"-pp{c.pp}" if c.pp > 1 else "")
+            + (f"-dp{c.dp}" if c.dp > 1 else "")
+            + (f"-ep{c.ep}" if c.ep > 1 else "")
+        )
         kv = "" if c.kv.label == "bf16" else f"-kv-{c.kv.label}"
         role = "" if self.role == "both" else f"{self.role}-"
         cap = "" if self.cap is None else f"-cap{self.cap.cap_w:.0f}w"

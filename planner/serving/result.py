@@ -149,12 +149,13 @@ def _model_prediction(solved: SolvedFleet, number: int) -> ModelPrediction:
     slot, solution = solved.fleet.slots[number], solved.solution
     traffic = slot.demand.workload.traffic
     num = len(slot.demand.buckets.names)
+    in_time = ~np.isin(slot.demand.buckets.names, slot.demand.buckets.late)
     ttft = tpot = 0.0
     for i in _used(slot, solution):
         item = solved.fleet.items[i]
         share = (
             np.stack([solution.share[i, span] for span in slot.buckets]).reshape(-1, num).max(axis=0) > 1e-6
-        )
+        ) & in_time
         if share.any() and item.role != "decode":
             ttft = max(ttft, float(item.ttft_s[share].max()))
         if share.any() and item.role != "prefill":

@@ -10,7 +10,7 @@ from costmodels.serving.config import Quant, ServingTable
 from costmodels.serving.engine import EngineStack
 from costmodels.serving.memory import kv_bytes_per_request, serving_memory
 from hardware.device import Device
-from hardware.levels import Level
+from hardware.levels import Level, LinkKind
 from planner.plan import Excluded
 
 __all__ = ["ServingSpace", "quant_of", "serving_space"]
@@ -40,10 +40,21 @@ def quant_of(label: str) -> Quant:
     return Quant[label.upper().replace("-", "_")]
 
 
-def _degrees(limit: int) -> list[tuple[int, int]]:
-    """Return (tensor degree, attention groups) in powers of two within one instance."""
+def _degrees(limit: int) -> list[tuple[int, int, int]]:
+    """Return (tensor degree, stages, attention groups) in powers of two; stages or groups, not both."""
     steps = [2**k for k in range(limit.bit_length()) if 2**k <= limit]
-    return [(tp, dp) for tp in steps for dp in steps if tp * dp <= limit]
+    return [
+        (tp, pp, dp)
+        for tp in steps
+        for pp in steps
+        for dp in steps
+        if tp * pp * dp <= limit and 1 in (pp, dp)
+    ]
+
+
+def _fast_size(levels: tuple[Level, ...]) -> int:
+    """Return how many devices the innermost level joins by fast links."""
+    return levels[0].size if levels and levels[0].kind is not LinkKind.PCIE else 1
 
 
 def serving_space(
@@ -62,7 +73,8 @@ def serving_space(
     """Return every configuration of up to `max_devices` devices that holds the model and one longest request.
 
     Attention groups and expert parallelism are tried for routed models only; for dense ones, more groups are
-    simply more instances.
+    simply more instances. Stages are tried without drafts, where links inside an instance are slow: over PCIe
+    or beyond the scale-up domain; inside a fast one tensor parallelism has their place.
 
     Parameters
     ----------
@@ -72,8 +84,10 @@ def serving_space(
     heads = [op.num_heads for b in model.blocks for op in b.operators if isinstance(op, Attention)]
     rows: list[dict[str, int]] = []
     counts = dict.fromkeys(_RULES, 0)
-    for tp, dp in _degrees(min(max_devices, levels[-1].size if levels else 1)):
-        if dp > 1 and not experts:
+    for tp, pp, dp in _degrees(min(max_devices, levels[-1].size if levels else 1)):
+        if (dp > 1 and not experts) or (pp > 1 and (draft_tokens or pp > model.num_layers)):
+            continue
+        if pp > 1 and tp * pp <= _fast_size(levels):
             continue
         if any(h % tp for h in heads):
             counts["tp-divides-heads"] += 1
@@ -82,7 +96,8 @@ def serving_space(
             if any(e.num_experts % ep for e in experts):
                 counts["ep-divides-experts"] += 1
                 continue
-            rows += _formatted(tp, dp, ep, formats, kv_formats, engine, draft_tokens)
+            made = _formatted(tp, dp, ep, formats, kv_formats, engine, draft_tokens)
+            rows += [row | {"pp": pp} for row in made]
     table = (
         ServingTable.from_columns(**{n: np.array([r[n] for r in rows]) for n in rows[0]}) if rows else None
     )

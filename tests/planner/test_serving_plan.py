@@ -220,3 +220,41 @@ def test_explain_says_what_each_change_costs(tmp_path):
     margins = {m["change"]: m["difference_usd_per_hour"] for m in json.loads(shown.stdout)["margins"]}
     assert margins["without l4"] is None or margins["without l4"] >= -1e-9
     assert margins["slo_tpot_s 1.25 times looser"] <= 1e-9
+
+
+def test_few_requests_that_no_device_serves_in_time_do_not_refuse_all(tmp_path):
+    path = tmp_path / "sizes.csv"
+    path.write_text("prompt_tokens,output_tokens,share_frac\n512,128,0.97\n60000,16,0.03\n", encoding="utf-8")
+    asked = {"workload": str(path), "gpus": ("l4",), "form": "joint", "slo_ttft_s": 1.0, "usd_per_hour": {}}
+    with pytest.raises(InfeasibleError, match="bucket 65536/32"):
+        plan(**asked, percentile=99.0)
+    file = plan(**asked, percentile=95.0)
+    assert any("65536/32 keep the targets on no device" in note for note in file.diagnostics)
+    best = file.plans[0]
+    assert best.predicted.ttft_s <= 1.0
+    assert sum(route.rate_per_s for route in best.routing) == pytest.approx(4.0)
+    checked = plan(**asked, percentile=95.0, simulate=True).plans[0].predicted.simulated
+    assert checked.holds
+    assert 0.95 <= checked.attainment_frac < 1.0
+
+
+def test_stages_are_searched_and_keep_their_promise_when_replayed():
+    asked = {
+        "model": "llama-3.1-70b", "gpus": ("l40s",), "usd_per_hour": {"l40s": 2.0}, "formats": ("fp8",),
+        "workload": "fixed:1000x200", "rate_per_s": 3.0, "slo_ttft_s": 5.0, "slo_tpot_s": 0.15,
+        "simulate": True,
+    }  # fmt: skip
+    best = plan(**asked).plans[0]
+    staged = [m for m in best.mix if m.config["pp"] > 1]
+    assert staged
+    assert all(m.devices_per_instance == m.config["tp"] * m.config["pp"] for m in staged)
+    assert "-pp" in staged[0].name
+    assert best.predicted.simulated.holds
+    assert best.predicted.headroom_frac <= 0.2
+
+
+def test_requests_beyond_the_models_context_are_told():
+    notes = plan(
+        workload="fixed:140000x64", gpus=("h100",), usd_per_hour={"h100": 5.0}, slo_ttft_s=60.0
+    ).diagnostics
+    assert any("100 % of the requests are longer than the 131072 tokens" in note for note in notes)
