@@ -69,9 +69,15 @@ def is_new_source(stack: Stack, source: str) -> bool:
 
 
 def is_new_device(stack: Stack, device: Device, number_format: str) -> bool:
-    """Return whether no run on the device, or one of its dies, was fitted in that number format."""
+    """Return whether no run on the device, or one of its dies, was fitted in that number format.
+
+    Where no kernels of its family were measured either, the few runs there are tell of their own stack only:
+    the device counts as new.
+    """
     if stack.sources is None:
         return False
+    if kernel_model(device).source.file == "generic":
+        return True
     return not set(device_keys(f"{device.name}/{number_format}")) & set(between_runs()["devices"])
 
 

@@ -64,6 +64,7 @@ def test_a_guessed_stack_is_as_unsure_as_an_unmeasured_one() -> None:
         ("h100-pcie", "bf16", False),
         ("h100", "nvfp4", True),
         ("mi300x", "bf16", True),
+        ("v100-32gb", "bf16", True),
     ],
 )
 def test_devices_share_the_runs_of_their_dies(device: str, number_format: str, new: bool) -> None:
