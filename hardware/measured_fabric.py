@@ -9,11 +9,11 @@ those of each group and the one of all hosts.
 from dataclasses import replace
 from itertools import accumulate
 
-from hardware.cluster import Cluster, NodeGroup
+from hardware.cluster import Cluster
 from hardware.fabric import Fabric, FabricKind
 from hardware.measured_links import MeasuredLinks
 
-__all__ = ["num_ports", "with_measured_fabrics"]
+__all__ = ["with_measured_fabrics"]
 
 
 def with_measured_fabrics(cluster: Cluster) -> Cluster:
@@ -27,12 +27,6 @@ def with_measured_fabrics(cluster: Cluster) -> Cluster:
     slowest = _slowest_links(cluster, links)
     fabrics = tuple(_as_measured(cluster, fabric, slowest.get(fabric.name)) for fabric in cluster.fabrics)
     return replace(cluster, fabrics=fabrics)
-
-
-def num_ports(group: NodeGroup, technology: str) -> int:
-    """Return the ports of that technology on one host of the group, at least one."""
-    nics = [nic for nic in group.node.topology.nics if nic.technology == technology]
-    return max(1, len(nics) // group.node.num_hosts)
 
 
 def _slowest_links(cluster: Cluster, links: MeasuredLinks) -> dict[str, float]:
@@ -58,7 +52,7 @@ def _as_measured(cluster: Cluster, fabric: Fabric, link_bytes_per_s: float | Non
     attached = [(index, group) for index, group in enumerate(cluster.groups) if fabric.name in group.fabrics]
     rates = [
         min(
-            link_bytes_per_s * num_ports(group, fabric.technology) * group.node.num_hosts,
+            link_bytes_per_s * group.node.num_ports(fabric.technology) * group.node.num_hosts,
             cluster.node_bytes_per_s(index, fabric.name),
         )
         for index, group in attached

@@ -62,6 +62,11 @@ class NodeTemplate:
             graph[nic.id]["network"] = nic.bytes_per_s or 0.0
         return max_flow_bytes_per_s(graph, self.topology.devices, ["network"])
 
+    def num_ports(self, technology: str) -> int:
+        """Return the NICs of `technology` on one host; one where the template names none."""
+        nics = [nic for nic in self.topology.nics if nic.technology == technology]
+        return max(1, len(nics) // self.num_hosts)
+
     def first_devices(self, count: int) -> "NodeTemplate":
         """Return the node with only its first `count` devices in use, for example 64 of a rack's 72."""
         if not 1 <= count <= self.num_devices:

@@ -29,7 +29,14 @@ from planner.plan import (
 from planner.plan_io import plan_document
 from planner.request import TrainRequest, group_speeds
 from planner.training.island_plan import averaging_s, best_alone, group_name
-from planner.training.mixed_plan import MOST_ORDERED_GROUPS, MixedPipeline, best_mixed_pipelines
+from planner.training.mixed_plan import (
+    MixedPipeline,
+    MixedSearch,
+    best_mixed_pipelines,
+    search_mixed_pipelines,
+)
+from planner.training.mixed_shapes import MOST_ORDERED_GROUPS
+from planner.training.mixed_subsets import best_without_some
 from planner.training.plan_checks import (
     bandwidth_check,
     groups_check,
@@ -69,7 +76,8 @@ def plan_mixed_training(
         raise InputError(message)
     started = time.monotonic()
     attained = group_speeds(request, cluster)
-    pipelines = best_mixed_pipelines(job, cluster, top=request.top, attained=attained)
+    found = search_mixed_pipelines(job, cluster, top=request.top, attained=attained)
+    pipelines = found.pipelines
     if not pipelines:
         message = (
             f"no pipeline over the groups of {cluster.name} fits in memory; add nodes or shorten sequences"
@@ -85,8 +93,8 @@ def plan_mixed_training(
         request=plan_document(request),
         plans=plans,
         search=Search(
-            num_configs=len(pipelines) + len(flat),
-            num_feasible=len(pipelines) + len(flat),
+            num_configs=found.num_layouts + len(flat),
+            num_feasible=found.num_fit + len(flat),
             wall_s=time.monotonic() - started,
             excluded=(
                 Excluded(
@@ -96,7 +104,7 @@ def plan_mixed_training(
                 ),
             ),
         ),
-        diagnostics=_diagnostics(request, job, cluster, pipelines[0], flat),
+        diagnostics=_diagnostics(request, job, cluster, found, flat),
         provenance=training_provenance(job, cluster),
     )
 
@@ -242,11 +250,13 @@ def _diagnostics(
     request: TrainRequest,
     job: TrainingJob,
     cluster: Cluster,
-    best: MixedPipeline,
+    search: MixedSearch,
     flat: tuple[TrainingPlan, ...],
 ) -> tuple[str, ...]:
+    best = search.pipelines[0]
     notes = [f"software stack {job.stack}: kernels, launch overheads and overlap are those of this stack"]
-    notes.append(f"pipeline over all groups: {best.step_s:.3g} s per step")
+    proof = f"none of {search.num_layouts:,} layouts is faster: {search.num_fit:,} dealt, the others bounded"
+    notes.append(f"pipeline over all groups: {best.step_s:.3g} s per step; {proof}")
     if request.attained:
         speeds = ", ".join(f"{name} {speed:g}" for name, speed in sorted(request.attained.items()))
         notes.append(f"layers are dealt by the measured speeds {speeds}; groups alone are as predicted")
@@ -259,6 +269,10 @@ def _diagnostics(
         took = "does not fit in memory" if alone is None else f"{alone:.3g} s per step"
         faster = " and is faster: leave the others out" if alone is not None and alone < best.step_s else ""
         notes.append(f"group {name} alone ({group.num_devices} devices): {took}{faster}")
+    some = best_without_some(job, cluster, best, group_speeds(request, cluster))
+    if some is not None:
+        names = ", ".join(group_name(cluster, index) for index in some[0])
+        notes.append(f"groups {names} alone: {some[1]:.3g} s per step and are faster: leave the others out")
     if len({group.node.device.name for group in cluster.groups}) == 1:
         took = f"{flat[0].predicted.step_s:.3g} s per step" if flat else "does not fit in memory"
         took += ", were all groups as fast as predicted" if flat and request.attained else ""

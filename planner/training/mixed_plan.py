@@ -8,9 +8,7 @@ of its devices. Per micro-batch a stage takes its compute and one exchange per n
 and gradients the other at once; the first stages of two groups exchange over their best common fabric.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import permutations, product
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +18,17 @@ from costmodels.memory.peak import memory_coefficients, usable_bytes
 from costmodels.strategy import ConfigTable, Recompute, Strategy
 from costmodels.training.evaluate import evaluate
 from hardware.cluster import Cluster
+from planner.training.mixed_shapes import equal_groups, mixed_shapes
 from planner.training.stage_hops import Layout, StageHops, exchanges_s
 from solvers.stage_split import StageSplitProblem, solve_stage_split
 
-__all__ = ["MOST_ORDERED_GROUPS", "MixedPipeline", "MixedStage", "best_mixed_pipelines"]
+__all__ = [
+    "MixedPipeline",
+    "MixedSearch",
+    "MixedStage",
+    "best_mixed_pipelines",
+    "search_mixed_pipelines",
+]
 
 Floats = npt.NDArray[np.float64]
 
@@ -34,8 +39,6 @@ _HEAD_LAYERS_PER_VOCAB = 1.0 / 12.0
 _MICRO_BATCHES = (1, 2, 4, 8)
 _SAME = 1e-6
 """Relative difference up to which two pipelines count as the same one in another order."""
-MOST_ORDERED_GROUPS = 4
-"""Up to this many groups every order along the pipeline is tried; more keep the cluster's order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +82,18 @@ class MixedPipeline:
         return self.compute_s + self.exposed_p2p_s + self.gradient_s + self.tied_s + self.other_s
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixedSearch:
+    """The fastest pipelines, and how many there are."""
+
+    pipelines: tuple[MixedPipeline, ...]
+    """Best first; empty if none fits."""
+    num_layouts: int
+    """Divisions of the groups with their micro-batch and recomputation, all of them costed or bounded."""
+    num_fit: int
+    """Layouts that were split into layers and fit; the others' bounds are no faster than the answer."""
+
+
 @dataclass(frozen=True, slots=True)
 class _GroupCosts:
     """Per layer costs of one group under one strategy."""
@@ -100,15 +115,32 @@ def best_mixed_pipelines(
     micro_batches: tuple[int, ...] = _MICRO_BATCHES,
     recomputes: tuple[Recompute, ...] = (Recompute.NONE, Recompute.FULL),
 ) -> tuple[MixedPipeline, ...]:
-    """Return the fastest pipelines over all groups that fit in memory, best first; empty if none does.
+    """Return the pipelines of `search_mixed_pipelines`."""
+    return search_mixed_pipelines(
+        job, cluster, top=top, attained=attained, micro_batches=micro_batches, recomputes=recomputes
+    ).pipelines
+
+
+def search_mixed_pipelines(
+    job: TrainingJob,
+    cluster: Cluster,
+    *,
+    top: int = 5,
+    attained: dict[int, float] | None = None,
+    micro_batches: tuple[int, ...] = _MICRO_BATCHES,
+    recomputes: tuple[Recompute, ...] = (Recompute.NONE, Recompute.FULL),
+    below_s: float = np.inf,
+) -> MixedSearch:
+    """Return the fastest pipelines over all groups that fit in memory.
 
     Parameters
     ----------
     attained : measured speed of a device of each group, by index, in any unit; the fastest group keeps its
         predicted time and the others are slower by what was measured instead of what is predicted.
+    below_s : only pipelines whose step is shorter are of interest.
     """
-    kinds = _kinds(cluster, attained or {})
-    shapes = list(_shapes(job, cluster, micro_batches, recomputes, kinds))
+    kinds = equal_groups(cluster, attained or {})
+    shapes = list(mixed_shapes(job, cluster, micro_batches, recomputes, kinds))
     costs = _as_attained(_group_costs(job, cluster, shapes), attained or {})
     queue = []
     for number, (strategy, layout) in enumerate(shapes):
@@ -119,8 +151,9 @@ def best_mixed_pipelines(
     queue.sort(key=lambda entry: entry[:2])
     hops = StageHops(job, cluster)
     best: list[MixedPipeline] = []
+    num_fit = 0
     for bound_s, number, entries in queue:
-        most_s = best[-1].step_s if len(best) == top else np.inf
+        most_s = best[-1].step_s if len(best) == top else below_s
         if bound_s > most_s:
             break
         strategy, layout = shapes[number]
@@ -130,8 +163,10 @@ def best_mixed_pipelines(
         tied_s = hops.tied_s(strategy, layout)
         pipeline = _pipeline(job, cluster, strategy, layout, entries, hops_s, tied_s)
         if pipeline is not None:
+            num_fit += 1
             best = _distinct([*best, pipeline], top)
-    return tuple(best)
+    best = [pipeline for pipeline in best if pipeline.step_s < below_s]
+    return MixedSearch(pipelines=tuple(best), num_layouts=len(shapes), num_fit=num_fit)
 
 
 def _distinct(found: list[MixedPipeline], top: int) -> list[MixedPipeline]:
@@ -179,66 +214,6 @@ GroupCosts = dict[tuple[int, int, int, Strategy], _GroupCosts]
 """By (group, tensor degree, stages, strategy)."""
 
 
-def _kinds(cluster: Cluster, attained: dict[int, float]) -> list[int]:
-    """Return for every group the first one that it equals but for its name."""
-    alike = [(replace(group, name=""), attained.get(index)) for index, group in enumerate(cluster.groups)]
-    return [alike.index(entry) for entry in alike]
-
-
-def _shapes(
-    job: TrainingJob,
-    cluster: Cluster,
-    micro_batches: tuple[int, ...],
-    recomputes: tuple[Recompute, ...],
-    kinds: list[int],
-) -> Iterator[tuple[Strategy, Layout]]:
-    """Yield every division of the groups into replicas, tensor degrees and stages that uses all devices.
-
-    Equal groups in each other's places are one layout.
-    """
-    sizes = [group.num_devices for group in cluster.groups]
-    for dp in (d for d in range(1, min(sizes) + 1) if job.global_batch % d == 0):
-        options = []
-        for group in cluster.groups:
-            per_node = group.node.num_devices
-            options.append(
-                [
-                    (tp, group.num_devices // (tp * dp))
-                    for tp in range(1, per_node + 1)
-                    if per_node % tp == 0 and group.num_devices % (tp * dp) == 0
-                ]
-            )
-        for choice in product(*options):
-            pp = sum(stages for _, stages in choice)
-            if pp > job.model.num_layers:
-                continue
-            layouts = [layout for layout in _orders(choice) if _is_first(layout, kinds)]
-            for micro_batch, recompute in product(micro_batches, recomputes):
-                if job.global_batch // dp % micro_batch == 0:
-                    strategy = Strategy(
-                        tp=choice[0][0], pp=pp, dp=dp, micro_batch=micro_batch, recompute=recompute
-                    )
-                    yield from ((strategy, layout) for layout in layouts)
-
-
-def _orders(choice: tuple[tuple[int, int], ...]) -> Iterator[Layout]:
-    entries = [(group, tp, stages) for group, (tp, stages) in enumerate(choice)]
-    if len(entries) > MOST_ORDERED_GROUPS:
-        yield tuple(entries)
-        return
-    yield from permutations(entries)
-
-
-def _is_first(layout: Layout, kinds: list[int]) -> bool:
-    """Return whether equal groups stand in their own order."""
-    last: dict[int, int] = {}
-    for group, _, _ in layout:
-        if last.get(kinds[group], -1) > group:
-            return False
-        last[kinds[group]] = group
-    return True
-
-
 def _group_costs(job: TrainingJob, cluster: Cluster, shapes: list[tuple[Strategy, Layout]]) -> GroupCosts:
     """Return the costs of every group under every strategy that some shape gives it, one table per group."""
     wanted: dict[int, dict[tuple[int, int, Strategy], Strategy]] = {}
@@ -246,7 +221,7 @@ def _group_costs(job: TrainingJob, cluster: Cluster, shapes: list[tuple[Strategy
         for group, tp, stages in layout:
             entries = wanted.setdefault(group, {})
             if (tp, stages, strategy) not in entries:
-                entries[tp, stages, strategy] = replace(strategy, tp=tp, sequence_parallel=tp > 1)
+                entries[tp, stages, strategy] = _with_tensor_degree(strategy, tp)
     found: GroupCosts = {}
     for group, entries in wanted.items():
         rows = list(dict.fromkeys(entries.values()))
@@ -277,6 +252,11 @@ def _group_costs(job: TrainingJob, cluster: Cluster, shapes: list[tuple[Strategy
         for (tp, stages, strategy), row in entries.items():
             found[group, tp, stages, strategy] = costs[row]
     return found
+
+
+def _with_tensor_degree(strategy: Strategy, tp: int) -> Strategy:
+    """Return the strategy of a stage with that tensor degree, its traffic inside a node and overlapped."""
+    return replace(strategy, tp=tp, sequence_parallel=tp > 1, overlap_tp=tp > 1)
 
 
 def _as_attained(costs: GroupCosts, attained: dict[int, float]) -> GroupCosts:
@@ -340,7 +320,7 @@ def _pipeline(
     gradients = counts * np.array([costs[g].gradient_s for g in groups])
     stages = _stages(layout, groups, counts, compute, gradients, per_layer, limits)
     return MixedPipeline(
-        strategy=replace(strategy, tp=layout[0][1], sequence_parallel=layout[0][1] > 1),
+        strategy=_with_tensor_degree(strategy, layout[0][1]),
         stages=stages,
         compute_s=alone,
         exposed_p2p_s=whole - alone,

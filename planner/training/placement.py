@@ -15,7 +15,6 @@ from costmodels.graph import Experts
 from costmodels.job import TrainingJob
 from costmodels.strategy import Strategy
 from hardware.cluster import Cluster
-from hardware.measured_fabric import num_ports
 from hardware.units import format_quantity
 from planner.plan import Placement, PlannedRank
 from planner.training.ranks import default_placement, rank_coordinates
@@ -92,7 +91,7 @@ def _rates(cluster: Cluster) -> str:
     """Return the sentence that says at which rates the step was costed."""
     rates = [
         f"{fabric.name} {format_quantity(cluster.node_bytes_per_s(index, fabric.name), 'B/s')} per node over "
-        f"{_counted(num_ports(group, fabric.technology), 'port')}"
+        f"{_counted(group.node.num_ports(fabric.technology), 'port')}"
         for index, group in enumerate(cluster.groups)
         for fabric in map(cluster.fabric, group.fabrics)
     ]

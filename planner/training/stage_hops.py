@@ -45,7 +45,7 @@ class StageHops:
                 hops += [self._within(group, tp, strategy.dp, batch)] * (stages - 1)
             if index < len(layout) - 1:
                 other, other_tp, _ = layout[index + 1]
-                hops.append(self._between(group, other, min(tp, other_tp), batch))
+                hops.append(self._between(group, other, min(tp, other_tp), strategy.dp, batch))
         return np.array(hops)
 
     def tied_s(self, strategy: Strategy, layout: Layout) -> float:
@@ -56,15 +56,16 @@ class StageHops:
         """
         first, last = layout[0], layout[-1]
         tp, num_stages = min(first[1], last[1]), sum(stages for _, _, stages in layout)
-        key = (first[0], last[0], tp, num_stages, strategy.dp, -2)
+        inside = first[0] == last[0]
+        key = (first[0], last[0], tp, num_stages if inside else 0, strategy.dp, -2)
         if key not in self._known:
             one = np.ones(1, dtype=np.int64)
             words = rank_parameters(self._job.model, tp * one, num_stages * one, one, one, one).tied
             stack = find_stack(self._job.stack)
-            if first[0] == last[0]:
+            if inside:
                 levels, stride = self._inside[first[0]], tp * strategy.dp * (num_stages - 1) * one
             else:
-                levels, stride = (_level_between(self._cluster, first[0], last[0]),), one
+                levels, stride = (_level_between(self._cluster, first[0], last[0], tp * strategy.dp),), one
             size = words * stack.main_grad_bytes
             reduce_s = collective_s(Collective.ALL_REDUCE, size, stride, 2 * one, levels)
             self._known[key] = float(reduce_s[0]) * stack.dp_comm
@@ -77,22 +78,31 @@ class StageHops:
             self._known[key] = float(p2p_s(size, np.array([tp * dp]), self._inside[group])[0])
         return self._known[key]
 
-    def _between(self, group: int, other: int, tp: int, micro_batch: int) -> float:
-        key = (group, other, tp, micro_batch, -1)
+    def _between(self, group: int, other: int, tp: int, dp: int, micro_batch: int) -> float:
+        key = (group, other, tp, dp, micro_batch, -1)
         if key not in self._known:
-            level = _level_between(self._cluster, group, other)
+            level = _level_between(self._cluster, group, other, tp * dp)
             size = np.array([micro_batch * self._token_bytes / tp])
             self._known[key] = float(p2p_s(size, np.array([1]), (level,))[0])
         return self._known[key]
 
 
-def _level_between(cluster: Cluster, first: int, second: int) -> Level:
-    """Return the best common fabric of two groups as one level over both."""
+def _level_between(cluster: Cluster, first: int, second: int, num_senders: int) -> Level:
+    """Return the best common fabric of two groups as one level over both.
+
+    A stage of fewer devices than a node leaves the others' share of the node's ports to those that send, up
+    to one port each.
+    """
     fabric = cluster.fabric_between(first, second)
+    nodes = [cluster.groups[group].node for group in (first, second)]
+    share = min(
+        max(node.num_devices / max(num_senders, node.num_ports(fabric.technology) * node.num_hosts), 1.0)
+        for node in nodes
+    )
     return Level(
         name="between",
         size=cluster.num_devices,
-        bytes_per_s=cluster.bytes_per_s_between(first, second),
+        bytes_per_s=cluster.bytes_per_s_between(first, second) * share,
         latency_s=max(fabric.latency_s, fabric.far_latency_s or 0.0),
         kind=LinkKind.FABRIC,
         technology=fabric.technology,

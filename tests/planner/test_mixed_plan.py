@@ -6,13 +6,14 @@ import pytest
 from costmodels.job import TrainingJob
 from costmodels.models import find_model
 from costmodels.stacks import find_stack
-from costmodels.strategy import Recompute
+from costmodels.strategy import Recompute, Strategy
 from hardware.catalog import find_cluster
 from hardware.errors import InfeasibleError, SpecError
 from planner.request import TrainRequest
 from planner.training import mixed_plan
 from planner.training.flow import plan_training
 from planner.training.mixed_plan import best_mixed_pipelines
+from planner.training.mixed_shapes import equal_groups, mixed_shapes
 from planner.training.stage_hops import StageHops
 from tests.planner.conftest import Meshwright
 
@@ -66,7 +67,7 @@ def test_no_layer_split_beats_the_bound_with_exchanges():
         groups=tuple(replace(g, count=1) for g in find_cluster("holmes-hybrid").groups),
     )
     job = replace(JOB, global_batch=64)
-    shapes = list(mixed_plan._shapes(job, cluster, (1, 4), (Recompute.FULL,), [0, 1]))
+    shapes = list(mixed_shapes(job, cluster, (1, 4), (Recompute.FULL,), [0, 1]))
     costs = mixed_plan._group_costs(job, cluster, shapes)
     hops = StageHops(job, cluster)
     compared = 0
@@ -97,16 +98,41 @@ def test_a_tied_embedding_crosses_the_islands_once():
     assert all(p.tied_s == 0.0 for p in best_mixed_pipelines(free, cluster, **options))
 
 
+def test_few_senders_share_the_port_of_their_node():
+    """Four devices of eight send through one 25 Gb/s port: twice the share of eight."""
+    hops = StageHops(JOB, find_cluster("holmes-hybrid"))
+    eight, four = (
+        hops.seconds(Strategy(tp=4, pp=2, dp=dp, micro_batch=8), ((0, 4, 1), (1, 4, 1)))[0] for dp in (2, 1)
+    )
+    assert four == pytest.approx(eight / 2, rel=0.05)
+
+
+def test_groups_that_slow_the_others_are_named(tmp_path, meshwright: Meshwright):
+    """A V100 node drags a pipeline over two H100 nodes; the note says what they take without it."""
+    groups = "".join(
+        f"  - {{name: {name}, node: {node}, count: 1, fabrics: [ethernet]}}\n"
+        for name, node in (("one", "dgx-h100"), ("two", "dgx-h100"), ("old", "dgx-1v"))
+    )
+    fabric = "{name: ethernet, kind: clos, technology: ethernet, node_bytes_per_s: 50 GB/s, latency_s: 20 us}"
+    path = tmp_path / "three.yaml"
+    path.write_text(f"name: three\ngroups:\n{groups}fabrics:\n  - {fabric}\n")
+    arguments = ["--model", "llama-2-7b", "--cluster", path, "--seq-len", 2048, "--global-batch", 4]
+    plan = json.loads(meshwright("plan", "train", *arguments, "--json").stdout)
+    assert any(note.startswith("groups one, two alone: ") for note in plan["diagnostics"])
+    assert plan["search"]["num_configs"] > plan["search"]["num_feasible"] > 0
+    assert any(f"none of {plan['search']['num_configs']:,} layouts" in note for note in plan["diagnostics"])
+
+
 def test_equal_groups_are_one_layout_whichever_comes_first():
     """Two halls of each kind: a quarter of the layouts, none of them lost but for names."""
     base = find_cluster("holmes-hybrid")
     halls = tuple(replace(base.groups[i % 2], count=1, name=f"hall {i}") for i in range(4))
     cluster = replace(base, groups=halls)
     job = replace(JOB, model=find_model("gpt3-1.3b"))
-    assert mixed_plan._kinds(cluster, {}) == [0, 1, 0, 1]
-    assert mixed_plan._kinds(cluster, {0: 1.0, 2: 2.0}) == [0, 1, 2, 1]
-    few = list(mixed_plan._shapes(job, cluster, (1,), (Recompute.NONE,), [0, 1, 0, 1]))
-    all_of_them = list(mixed_plan._shapes(job, cluster, (1,), (Recompute.NONE,), [0, 1, 2, 3]))
+    assert equal_groups(cluster, {}) == [0, 1, 0, 1]
+    assert equal_groups(cluster, {0: 1.0, 2: 2.0}) == [0, 1, 2, 1]
+    few = list(mixed_shapes(job, cluster, (1,), (Recompute.NONE,), [0, 1, 0, 1]))
+    all_of_them = list(mixed_shapes(job, cluster, (1,), (Recompute.NONE,), [0, 1, 2, 3]))
     assert len(all_of_them) == 4 * len(few)
 
     def unnamed(shapes):
