@@ -125,7 +125,7 @@ class Cluster:
         Raises
         ------
         OutOfDomainError
-            if the cluster has several groups, or its fabrics cannot join so many.
+            if the cluster has several groups, its fabrics cannot join so many, or fewer hosts were measured.
         """
         if not self.is_homogeneous:
             message = (
@@ -139,9 +139,18 @@ class Cluster:
             return self
         try:
             group = replace(self.groups[0], count=num_nodes)
-            return replace(self, groups=(group,), measured_links=None)
+            return replace(self, groups=(group,), measured_links=self._first_links(num_nodes))
         except ValueError as error:
             raise OutOfDomainError(str(error)) from None
+
+    def _first_links(self, num_nodes: int) -> MeasuredLinks | None:
+        """Return the measured links of the first nodes; None for one host, which has no link."""
+        links, num_hosts = self.measured_links, num_nodes * self.groups[0].node.num_hosts
+        if links is not None and num_hosts > links.num_hosts:
+            measured = f"the links of {links.num_hosts} hosts were measured"
+            message = f"cluster {self.name}: {measured}, {num_nodes} nodes have {num_hosts}"
+            raise OutOfDomainError(message)
+        return None if links is None or num_hosts < 2 else links.first(num_hosts)
 
     def group_cluster(self, index: int) -> "Cluster":
         """Return group `index` alone, as a homogeneous cluster."""

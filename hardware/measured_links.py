@@ -65,6 +65,11 @@ class MeasuredLinks:
         """Hosts measured."""
         return len(self.hosts)
 
+    def first(self, num_hosts: int) -> "MeasuredLinks":
+        """Return the links among the first hosts."""
+        rates = self.bytes_per_s[:, :num_hosts, :num_hosts]
+        return MeasuredLinks(hosts=self.hosts[:num_hosts], bytes_per_s=rates)
+
     def entry(self) -> dict[str, object]:
         """Return the `measured_links` block of a cluster file."""
         rows = [

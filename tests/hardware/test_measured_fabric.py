@@ -5,7 +5,7 @@ import pytest
 
 from hardware.catalog import find_cluster
 from hardware.cluster import Cluster
-from hardware.errors import SpecError
+from hardware.errors import OutOfDomainError, SpecError
 from hardware.measured_links import links_from_matrices
 
 
@@ -51,6 +51,19 @@ fabrics:
     cluster = loaded(tmp_path, groups, rates)
     found = {fabric.name: fabric.node_bytes_per_s for fabric in cluster.fabrics}
     assert found == pytest.approx({"ib": 8 * 10e9, "roce": 5e9, "ethernet": 2e9})
+
+
+def test_fewer_nodes_keep_the_links_of_the_first_hosts_and_more_are_refused(tmp_path: Path) -> None:
+    rates = np.full((4, 4), 20e9)
+    rates[0, 1] = 15e9
+    cluster = loaded(tmp_path, "groups: [{node: dgx-a100, count: 4}]", rates)
+    links = cluster.with_nodes(2).measured_links
+    assert links is not None
+    assert links.hosts == ("h0", "h1")
+    assert links.bytes_per_s[0, 0, 1] == pytest.approx(15e9)
+    assert cluster.with_nodes(1).measured_links is None
+    with pytest.raises(OutOfDomainError, match="the links of 4 hosts were measured, 5 nodes have 5"):
+        cluster.with_nodes(5)
 
 
 @pytest.mark.parametrize("rate", [12e3, 3e12, 0.0, -1e9, np.nan, np.inf])
