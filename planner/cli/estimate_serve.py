@@ -16,6 +16,7 @@ def _degree(flag: str, text: str) -> Any:
 
 
 def estimate_serve(
+    context: typer.Context,
     model: ModelOption = None,
     gpu: Annotated[str, typer.Option("--gpu", help="Device.")] = "h100",
     engine: Annotated[str, typer.Option("--engine", help="vllm, sglang, trtllm or mindie.")] = "vllm",
@@ -26,8 +27,8 @@ def estimate_serve(
     pp: Annotated[int, _degree("--pp", "Pipeline stages.")] = 1,
     dp: Annotated[int, _degree("--dp", "Attention groups.")] = 1,
     ep: Annotated[int, _degree("--ep", "Expert-parallel degree.")] = 1,
-    weights: Annotated[str, typer.Option("--format", help="Weight format.")] = "bf16",
-    kv: Annotated[str, typer.Option("--kv-format", help="Cache format: bf16 or fp8.")] = "bf16",
+    format: Annotated[str, typer.Option("--format", help="Weight format.")] = "bf16",
+    kv_format: Annotated[str, typer.Option("--kv-format", help="Cache format: bf16 or fp8.")] = "bf16",
     lora_rank: Annotated[int, typer.Option("--lora-rank", help="Of adapters; 0 is none.", min=0)] = 0,
     num_adapters: Annotated[
         int, typer.Option("--num-adapters", help="Adapters kept in device memory.", min=0)
@@ -39,35 +40,14 @@ def estimate_serve(
     json: JsonOption = False,
 ) -> None:
     """Predict latencies, throughput, memory and cost of one engine configuration."""
+    # Flags have the names of the record's fields; the context holds them as they were parsed.
+    flags = {name: value for name, value in context.params.items() if value is not None and name != "json"}
     with readable_errors():
-        from costmodels.serving.config import ServingConfig
-        from hardware.errors import SpecError
-        from planner.serving.estimate import estimate_serving
-        from planner.serving.request import ServeRequest, read_serve_request, resolve_serving
-        from planner.serving.space import quant_of
+        from hardware.schema import validate
+        from planner.serving.estimate_request import EstimateRequest, estimate_asked
 
-        if model is None:
-            raise SpecError("request", ["model: is needed: a catalogue name or a path"])
-        request: ServeRequest = read_serve_request(
-            None,
-            {
-                "model": model, "gpus": (gpu,), "engine": engine, "formats": (weights,), "kv_formats": (kv,),
-                "workload": f"fixed:{prompt_tokens}x{output_tokens}", "slo_tpot_s": 1e9,
-                "usd_per_hour": {gpu: usd_per_hour} if usd_per_hour is not None else None,
-                "lora_rank": lora_rank, "num_adapters": num_adapters, "catalog": tuple(catalog or ()),
-            },
-        )  # fmt: skip
-        graph, stack, offers = resolve_serving(request)
-        code = quant_of(weights)
-        config = ServingConfig(
-            tp=tp, pp=pp, dp=dp, ep=ep, weights=code, experts=code, attention=code, kv=quant_of(kv),
-            max_batch=stack.max_batch, token_budget=stack.token_budget, chunked=stack.chunked,
-            lora_rank=lora_rank, num_adapters=num_adapters,
-        )  # fmt: skip
-        found = estimate_serving(
-            graph, config, stack, offers[0],
-            prompt_tokens=prompt_tokens, output_tokens=output_tokens, concurrency=concurrency,
-        )  # fmt: skip
+        asked = validate(EstimateRequest, flags | {"catalog": tuple(catalog or ())}, "request")
+        found = estimate_asked(asked)
         if json:
             typer.echo(json_module.dumps(found.to_json(), allow_nan=False))
             return

@@ -1,5 +1,7 @@
 """Serving plans for people."""
 
+from collections.abc import Mapping
+
 from planner.plan import PlanFile
 from planner.render import console, parts_text, print_table
 from planner.render_site import site_words
@@ -157,18 +159,31 @@ def _row(m: MixEntry) -> list[str]:
     ]
 
 
+def _times(parts: Mapping[str, float]) -> str:
+    return parts_text({name.removesuffix("_s"): value for name, value in parts.items()}, "s")
+
+
+def _price_words(found: ServingEstimate) -> str:
+    if found.cost_usd_per_hour is None or found.cost_usd_per_million_output_tokens is None:
+        return f"no price of {found.device} is known (--usd-per-hour)"
+    return (
+        f"{found.cost_usd_per_hour:.2f} USD/h, "
+        f"{found.cost_usd_per_million_output_tokens:.3f} USD per million output tokens"
+    )
+
+
 def print_serving_estimate(found: ServingEstimate) -> None:
     """Print what one instance does, where time and memory go."""
     out = console()
     out.print(
         f"{found.model} on {found.num_devices} x {found.device}, {found.engine}, "
         f"{found.concurrency} clients: TTFT {_seconds(found.ttft_s)}, TPOT {found.tpot_s * 1e3:.2f} ms, "
-        f"{found.throughput_tokens_per_s:.0f} tokens/s, {found.cost_usd_per_hour:.2f} USD/h, "
-        f"{found.cost_usd_per_million_output_tokens:.3f} USD per million output tokens",
+        f"{found.throughput_tokens_per_s:.0f} tokens/s, {_price_words(found)}",
         soft_wrap=True,
     )
-    out.print(f"decode iteration: {parts_text(found.decode_parts_s, 's')}", soft_wrap=True)
-    out.print(f"one prompt:       {parts_text(found.prefill_parts_s, 's')}", soft_wrap=True)
+    out.print(f"decode iteration: {_times(found.decode_parts_s)}", soft_wrap=True)
+    prompt = f"{found.prefill_tokens} prompt tokens:"
+    out.print(f"{prompt:17s} {_times(found.prefill_parts_s)}", soft_wrap=True)
     out.print(
         f"memory:           {parts_text(found.memory_parts_bytes, 'B')}; {found.max_requests} requests",
         soft_wrap=True,

@@ -11,13 +11,11 @@ from costmodels.serving.closed_loop import ClosedLoop, run_closed_loop
 from costmodels.serving.config import ServingConfig, ServingTable
 from costmodels.serving.engine import EngineStack
 from costmodels.serving.iteration import iteration_cost
-from costmodels.serving.machine import device_machine
 from costmodels.serving.memory import ServingMemory, kv_bytes_per_request, serving_memory
-from costmodels.serving.operators import IterationWork
+from costmodels.serving.operators import IterationWork, ServingMachine
 from costmodels.serving.predict import loop_times
 from hardware.device import Device
 from hardware.errors import InfeasibleError
-from planner.serving.offers import DeviceOffer
 
 __all__ = ["ServingEstimate", "estimate_serving"]
 
@@ -39,13 +37,15 @@ class ServingEstimate:
     decode_parts_s: dict[str, float]
     """Of one decode iteration at the full batch."""
     prefill_parts_s: dict[str, float]
-    """Of one prompt alone."""
+    """Of one prompt alone, or of as much of it as one iteration takes: `prefill_tokens`."""
+    prefill_tokens: int
     memory_parts_bytes: dict[str, float]
     """Per device."""
     max_requests: int
     """That the cache holds per attention group."""
-    cost_usd_per_hour: float
-    cost_usd_per_million_output_tokens: float
+    cost_usd_per_hour: float | None
+    """Null where no price is known."""
+    cost_usd_per_million_output_tokens: float | None
     watts: float | None
 
     def to_json(self) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def _room(
         need = float(memory.weights_bytes[0]) / 1e9
         message = (
             f"{model.name} does not fit {device.name} with these degrees: weights take {need:.1f} GB of "
-            f"{device.memory_bytes / 1e9:.0f} GB per device, and one request's cache {each / 1e9:.2g} GB"
+            f"{device.memory_bytes / 1e9:.1f} GB per device, and one request's cache {each / 1e9:.2f} GB"
         )
         raise InfeasibleError(message, ("memory",))
     return memory, int(min(room, int(table.max_batch[0])))
@@ -91,8 +91,9 @@ def estimate_serving(
     model: ModelGraph,
     config: ServingConfig,
     engine: EngineStack,
-    offer: DeviceOffer,
+    machine: ServingMachine,
     *,
+    usd_per_hour: float | None,
     prompt_tokens: int,
     output_tokens: int,
     concurrency: int,
@@ -100,15 +101,19 @@ def estimate_serving(
 ) -> ServingEstimate:
     """Return what `concurrency` clients with requests of one size see of one instance.
 
+    Parameters
+    ----------
+    usd_per_hour : price of one device; None where none is known.
+
     Raises
     ------
     InfeasibleError
         if the weights and one request exceed the device's memory.
     """
-    machine = device_machine(offer.device, offer.levels)
+    device = machine.device
     table = ServingTable.from_configs([config])
     context = prompt_tokens + output_tokens / 2.0
-    memory, held = _room(model, table, engine, offer.device, context)
+    memory, held = _room(model, table, engine, device, context)
     clients = max(1, -(-concurrency // config.dp))
     chunk = float(min(prompt_tokens, engine.token_budget))
     times = loop_times(
@@ -130,10 +135,10 @@ def estimate_serving(
     decode = iteration_cost(model, table, engine, machine, IterationWork.of(0, 0, batch, batch * context))
     prompt = iteration_cost(model, table, engine, machine, IterationWork.of(chunk, 0, 0, 0))
     output = seen.throughput_tokens_per_s * config.dp
-    cost = offer.usd_per_hour * config.num_devices
+    cost = None if usd_per_hour is None else usd_per_hour * config.num_devices
     return ServingEstimate(
         model=model.name,
-        device=offer.device.name,
+        device=device.name,
         engine=engine.name,
         num_devices=config.num_devices,
         concurrency=concurrency,
@@ -142,12 +147,13 @@ def estimate_serving(
         throughput_tokens_per_s=output,
         decode_parts_s=decode.parts(0),
         prefill_parts_s=prompt.parts(0),
+        prefill_tokens=int(chunk),
         memory_parts_bytes=_memory_parts(memory),
         max_requests=held,
         cost_usd_per_hour=cost,
-        cost_usd_per_million_output_tokens=cost / (output * 3600.0) * 1e6,
+        cost_usd_per_million_output_tokens=(None if cost is None else cost / (output * 3600.0) * 1e6),
         watts=_watts(
-            model, config, offer, float(batch * config.dp), float(prompt_tokens), float(output_tokens)
+            model, config, device, float(batch * config.dp), float(prompt_tokens), float(output_tokens)
         ),
     )
 
@@ -155,17 +161,17 @@ def estimate_serving(
 def _watts(
     model: ModelGraph,
     config: ServingConfig,
-    offer: DeviceOffer,
+    device: Device,
     batch: float,
     prompt_tokens: float,
     output_tokens: float,
 ) -> float | None:
     """Return the mean draw of the instance; None where the rated power of its devices is not known."""
-    if offer.device.tdp_w is None:
+    if device.tdp_w is None:
         return None
     draw = engine_draw(
         model,
-        offer.device,
+        device,
         "both",
         num_devices=config.num_devices,
         weight_bytes=config.experts.bytes_per_weight,

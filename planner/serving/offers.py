@@ -14,7 +14,7 @@ from hardware.price_file import OfferKind, PriceOffer, offers_of, read_price_fil
 from hardware.pricing import device_price
 from planner.serving.day import LoadHours
 
-__all__ = ["DeviceOffer", "device_offers"]
+__all__ = ["DeviceOffer", "device_offers", "named_device"]
 
 
 class _Wishes(Protocol):
@@ -80,7 +80,7 @@ def device_offers(request: _Wishes) -> tuple[DeviceOffer, ...]:
     problems: list[str] = []
     offers: list[DeviceOffer] = []
     if bool(request.gpus) == (request.cluster is not None):
-        raise SpecError("request", ["gpus: devices (h100, a100-80gb ...) or a cluster are needed, not both"])
+        raise SpecError("request", ["gpus: give devices (h100, a100-80gb ...) or a cluster, one of the two"])
     if request.cluster is not None:
         return _of_cluster(request, request.cluster)
     for name in request.gpus:
@@ -93,14 +93,27 @@ def device_offers(request: _Wishes) -> tuple[DeviceOffer, ...]:
     return tuple(offers)
 
 
-def _named(request: _Wishes, name: str) -> DeviceOffer:
+def named_device(name: str, catalogs: tuple[str, ...]) -> tuple[Device, tuple[Level, ...]]:
+    """Return a device in its usual node, or the device of a node template inside that node.
+
+    Raises
+    ------
+    UnknownNameError
+        if neither a device nor a node has that name.
+    """
     try:
-        device = find_device(name, catalogs=request.catalog)
-        levels = serving_machine(device).levels
-    except UnknownNameError:
-        node = find_node(name, catalogs=request.catalog)
-        device = node.device
-        levels = node.levels or serving_machine(device).levels
+        device = find_device(name, catalogs=catalogs)
+    except UnknownNameError as unknown:
+        try:
+            node = find_node(name, catalogs=catalogs)
+        except UnknownNameError:
+            raise unknown from None
+        return node.device, node.levels or serving_machine(node.device).levels
+    return device, serving_machine(device).levels
+
+
+def _named(request: _Wishes, name: str) -> DeviceOffer:
+    device, levels = named_device(name, request.catalog)
     return _offer(request, device, levels, math.inf)
 
 

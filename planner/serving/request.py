@@ -31,7 +31,7 @@ from planner.serving.fields import (
 from planner.serving.models import ModelDemand
 from planner.serving.offers import DeviceOffer, device_offers
 
-__all__ = ["ServeRequest", "read_serve_request", "resolve_serving"]
+__all__ = ["ServeRequest", "generation_problem", "read_serve_request", "resolve_serving"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +137,8 @@ def resolve_serving(request: ServeRequest) -> tuple[ModelGraph, EngineStack, tup
     model = engine = None
     try:
         model = find_model(request.model or "")
+        if problem := generation_problem(model):
+            problems.append(f"model: {problem}")
     except PlannerError as error:
         problems.append(f"model: {error}")
     try:
@@ -152,6 +154,13 @@ def resolve_serving(request: ServeRequest) -> tuple[ModelGraph, EngineStack, tup
     if problems or model is None or engine is None:
         raise SpecError("request", problems)
     return model, engine, offers
+
+
+def generation_problem(model: ModelGraph) -> str | None:
+    """Return why a model cannot be served as a generator of tokens; None for a decoder."""
+    if model.kind in ("encoder", "vision", "encoder-decoder"):
+        return f"{model.name} is of kind {model.kind}; models that decode token by token can be served"
+    return None
 
 
 def _contradictions(request: ServeRequest, offers: tuple[DeviceOffer, ...]) -> list[str]:

@@ -13,7 +13,15 @@ from hardware.device import Device
 from hardware.levels import Level, LinkKind
 from planner.plan import Excluded
 
-__all__ = ["ServingSpace", "quant_of", "serving_space"]
+__all__ = [
+    "ServingSpace",
+    "broken_rule",
+    "has_experts",
+    "quant_of",
+    "quants_of",
+    "rule_words",
+    "serving_space",
+]
 
 Ints = npt.NDArray[np.int64]
 
@@ -22,7 +30,6 @@ _RULES = {
     "tp-divides-heads": "tensor parallelism must divide the attention heads",
     "ep-divides-experts": "expert parallelism must divide the experts",
     "weights-and-one-request-fit": "weights and the cache of one longest request exceed the device's memory",
-    "format-has-no-unit": "the device neither computes in nor widens this format",
 }
 
 
@@ -38,6 +45,21 @@ class ServingSpace:
 def quant_of(label: str) -> Quant:
     """Return the number format of a label such as fp8-block."""
     return Quant[label.upper().replace("-", "_")]
+
+
+def quants_of(label: str) -> dict[str, Quant]:
+    """Return the formats of dense layers, experts and attention's projections; 4-bit ones keep those wide."""
+    code = quant_of(label)
+    return {
+        "weights": code if code is not Quant.MXFP4 else Quant.BF16,
+        "experts": code,
+        "attention": Quant.BF16 if code in (Quant.NVFP4, Quant.MXFP4, Quant.INT4) else code,
+    }
+
+
+def rule_words(rule: str) -> str:
+    """Return what a rule demands."""
+    return _RULES[rule]
 
 
 def _degrees(limit: int) -> list[tuple[int, int, int]]:
@@ -80,8 +102,7 @@ def serving_space(
     ----------
     lora : rank of adapters and how many are kept in memory.
     """
-    experts = [op for b in model.blocks for op in b.operators if isinstance(op, Experts)]
-    heads = [op.num_heads for b in model.blocks for op in b.operators if isinstance(op, Attention)]
+    experts = _experts(model)
     rows: list[dict[str, int]] = []
     counts = dict.fromkeys(_RULES, 0)
     for tp, pp, dp in _degrees(min(max_devices, levels[-1].size if levels else 1)):
@@ -89,12 +110,9 @@ def serving_space(
             continue
         if pp > 1 and tp * pp <= _fast_size(levels):
             continue
-        if any(h % tp for h in heads):
-            counts["tp-divides-heads"] += 1
-            continue
         for ep in sorted({1, tp * dp} if experts and dp == 1 else {tp * dp} if experts else {1}):
-            if any(e.num_experts % ep for e in experts):
-                counts["ep-divides-experts"] += 1
+            if broken := broken_rule(model, tp=tp, ep=ep):
+                counts[broken] += 1
                 continue
             made = _formatted(tp, dp, ep, formats, kv_formats, engine, draft_tokens)
             rows += [row | {"pp": pp} for row in made]
@@ -109,6 +127,25 @@ def serving_space(
     return ServingSpace(table=table.take(fits), num_configs=len(table), excluded=_excluded(counts))
 
 
+def _experts(model: ModelGraph) -> list[Experts]:
+    return [op for b in model.blocks for op in b.operators if isinstance(op, Experts)]
+
+
+def has_experts(model: ModelGraph) -> bool:
+    """Return whether tokens are routed to experts."""
+    return bool(_experts(model))
+
+
+def broken_rule(model: ModelGraph, *, tp: int, ep: int) -> str | None:
+    """Return the rule that degrees break on this model; None for legal ones."""
+    heads = [op.num_heads for b in model.blocks for op in b.operators if isinstance(op, Attention)]
+    if any(h % tp for h in heads):
+        return "tp-divides-heads"
+    if any(e.num_experts % ep for e in _experts(model)):
+        return "ep-divides-experts"
+    return None
+
+
 def _formatted(
     tp: int,
     dp: int,
@@ -118,19 +155,16 @@ def _formatted(
     engine: EngineStack,
     draft_tokens: int,
 ) -> list[dict[str, int]]:
-    """Return rows of one set of degrees in every allowed format; 4-bit checkpoints keep attention wider."""
+    """Return rows of one set of degrees in every allowed format."""
     rows = []
     for label in formats:
-        code = quant_of(label)
-        around = Quant.BF16 if code in (Quant.NVFP4, Quant.MXFP4, Quant.INT4) else code
+        quants = {name: int(code) for name, code in quants_of(label).items()}
         rows += [
             {
                 "tp": tp,
                 "dp": dp,
                 "ep": ep,
-                "weights": int(code if code is not Quant.MXFP4 else Quant.BF16),
-                "experts": int(code),
-                "attention": int(around),
+                **quants,
                 "kv": int(quant_of(kv)),
                 "max_batch": min(engine.max_batch, engine.token_budget // (1 + draft_tokens)),
                 "token_budget": engine.token_budget,

@@ -1,0 +1,111 @@
+"""What `estimate serve` is asked: one model on one instance, and the clients that load it."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pydantic import ConfigDict
+
+from costmodels.models import find_model
+from costmodels.serving.config import ServingConfig
+from costmodels.serving.engine import find_engine
+from costmodels.serving.machine import device_machine
+from hardware.device import Device
+from hardware.errors import OutOfDomainError, SpecError
+from hardware.pricing import device_price
+from planner.serving.estimate import ServingEstimate, estimate_serving
+from planner.serving.fields import Count, Format, KvFormat, Natural, Positive
+from planner.serving.offers import named_device
+from planner.serving.request import generation_problem
+from planner.serving.space import broken_rule, has_experts, quant_of, quants_of, rule_words
+
+__all__ = ["EstimateRequest", "estimate_asked"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EstimateRequest:
+    """One configuration at one load; see the options of `meshwright estimate serve`."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    model: str
+    """Catalogue name, or path of a Hugging Face config.json."""
+    gpu: str = "h100"
+    engine: str = "vllm"
+    prompt_tokens: Count = 1024
+    output_tokens: Count = 256
+    concurrency: Count = 32
+    """Clients that wait for their answers."""
+    tp: Count = 1
+    pp: Count = 1
+    dp: Count = 1
+    """Attention groups."""
+    ep: Count = 1
+    format: Format = "bf16"
+    """Of the weights."""
+    kv_format: KvFormat = "bf16"
+    lora_rank: Natural = 0
+    num_adapters: Natural = 0
+    usd_per_hour: Positive | None = None
+    """Price of one device; the catalogue's where left out."""
+    catalog: tuple[str, ...] = ()
+
+
+def estimate_asked(request: EstimateRequest) -> ServingEstimate:
+    """Return what the instance does under the load.
+
+    Raises
+    ------
+    UnknownNameError, SpecError
+        if a name is not known, the model generates nothing, or the degrees do not fit it.
+    InfeasibleError
+        if the weights and one request exceed the device's memory.
+    """
+    model, stack = find_model(request.model), find_engine(request.engine)
+    device, levels = named_device(request.gpu, request.catalog)
+    degrees = {name: getattr(request, name) for name in ("tp", "pp", "dp", "ep")}
+    problems = [f"model: {problem}"] if (problem := generation_problem(model)) else []
+    if rule := broken_rule(model, tp=request.tp, ep=request.ep):
+        axis = rule[:2]
+        problems.append(f"{axis}: {degrees[axis]} is not accepted for {model.name}; {rule_words(rule)}")
+    if request.ep > 1 and not has_experts(model):
+        problems.append(f"ep: {request.ep} for {model.name}, which has no experts")
+    elif request.tp * request.dp % request.ep:
+        problems.append(f"ep: {request.ep} does not divide tp x dp = {request.tp * request.dp}")
+    if request.pp > model.num_layers:
+        problems.append(f"pp: {request.pp} stages for {model.num_layers} layers")
+    if bool(request.lora_rank) != bool(request.num_adapters):
+        problems.append(
+            f"num_adapters: {request.num_adapters} with lora_rank {request.lora_rank}; give both, from 1"
+        )
+    if problems:
+        raise SpecError("request", problems)
+    config = ServingConfig(
+        **degrees,
+        **quants_of(request.format),
+        kv=quant_of(request.kv_format),
+        max_batch=stack.max_batch,
+        token_budget=stack.token_budget,
+        chunked=stack.chunked,
+        lora_rank=request.lora_rank,
+        num_adapters=request.num_adapters,
+    )
+    return estimate_serving(
+        model,
+        config,
+        stack,
+        device_machine(device, levels),
+        usd_per_hour=_price(request, device),
+        prompt_tokens=request.prompt_tokens,
+        output_tokens=request.output_tokens,
+        concurrency=request.concurrency,
+    )
+
+
+def _price(request: EstimateRequest, device: Device) -> float | None:
+    """Return the price of one device per hour; None where nobody says."""
+    if request.usd_per_hour is not None:
+        return request.usd_per_hour
+    try:
+        return device_price(device).usd_per_hour
+    except OutOfDomainError:
+        return None
