@@ -79,7 +79,7 @@ def find_cluster(name_or_path: str | Path, num_nodes: int | None = None, *, cata
 
 def _cluster(name_or_path: str, catalogs: Dirs) -> Cluster:
     path = Path(name_or_path)
-    if path.suffix.lower() in {".yaml", ".yml"} or "/" in name_or_path:
+    if path.suffix.lower() in {".yaml", ".yml", ".json"} or "/" in name_or_path:
         return load_cluster_file(path, catalogs=catalogs)
     try:
         return _read_cluster(_find_file("cluster", name_or_path, catalogs), _key(catalogs))

@@ -90,6 +90,10 @@ class Device:
             message = "one of bf16_flops_per_s and fp16_flops_per_s is needed"
             raise ValueError(message)
 
+    def rates(self, dtype: str) -> bool:
+        """Return whether the data sheet gives a peak of `dtype`."""
+        return getattr(self, f"{dtype}_flops_per_s", None) is not None
+
     def peak_flops_per_s(self, dtype: str) -> float:
         """Return the dense peak of `dtype`: fp32, tf32, bf16, fp16, fp8, int8 or fp4.
 

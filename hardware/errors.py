@@ -53,6 +53,9 @@ class SpecError(InputError):
         super().__init__(f"{where}: {lines}")
 
 
+_NAMES_SHOWN = 40
+
+
 class UnknownNameError(InputError):
     """A name that the catalogue does not hold; suggests the nearest ones.
 
@@ -68,7 +71,9 @@ class UnknownNameError(InputError):
         self.name = name
         self.known = tuple(sorted(known))
         near = get_close_matches(name.lower(), self.known, n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(self.known)}"
+        more = len(self.known) - _NAMES_SHOWN
+        shown = ", ".join(self.known[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+        hint = f"did you mean {', '.join(near)}?" if near else f"known: {shown}"
         super().__init__(f"no {kind} is called {name!r}; {hint}")
 
 

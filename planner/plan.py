@@ -41,6 +41,10 @@ _FILE = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 P = TypeVar("P")
 
 
+_FROM_ZERO = ("dp", "zero", "shard_group", "recompute_layers")
+"""Columns of a strategy in which 0 has a meaning of its own: all, or none."""
+
+
 def strategy_from_document(value: object) -> object:
     """Return the `Strategy` that a mapping of a plan file describes; anything else unchanged.
 
@@ -61,10 +65,12 @@ def strategy_from_document(value: object) -> object:
         default = known[name].default
         if name == "recompute":
             columns[name] = _recompute(entry)
-        elif type(entry) is not type(default):
-            message = (
-                f"{name}: {entry!r} is not {'true or false' if default in (True, False) else 'an integer'}"
-            )
+        elif isinstance(default, bool):
+            if not isinstance(entry, bool):
+                message = f"{name}: {entry!r} is not true or false"
+                raise ValueError(message)
+        elif type(entry) is not int or entry < int(name not in _FROM_ZERO):
+            message = f"{name}: {entry!r} is not an integer from {int(name not in _FROM_ZERO)} up"
             raise ValueError(message)
     return Strategy(**columns)
 

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from errno import EISDIR
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -79,15 +80,20 @@ def write_text(text: str, path: str | os.PathLike[str]) -> None:
         if the folder does not exist or cannot be written.
     """
     target = Path(path)
+    temporary: Path | None = None
     try:
+        if target.is_dir():
+            raise IsADirectoryError(EISDIR, "it is a folder; name a file")
         with tempfile.NamedTemporaryFile(
             "w", encoding="utf-8", dir=target.parent, prefix=f".{target.name}.", suffix=".tmp", delete=False
         ) as file:
+            temporary = Path(file.name)
             file.write(text)
-        temporary = Path(file.name)
         temporary.chmod(0o644)
         temporary.replace(target)
     except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
         message = f"{target}: cannot be written: {error.strerror}"
         raise InputError(message) from None
 
@@ -110,7 +116,8 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFile[Any]:
     document = _load(path)
     version = document.get("schema_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        problem = f"schema_version: {version!r} is not a version; this Meshwright reads 1 to {SCHEMA_VERSION}"
+        given = "is missing" if version is None else f"{version!r} is not a version"
+        problem = f"schema_version: {given}; this Meshwright reads 1 to {SCHEMA_VERSION}"
         raise SpecError(str(path), [problem])
     if version > SCHEMA_VERSION:
         message = (

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field
 from costmodels.job import TrainingJob
 from costmodels.strategy import Recompute, Strategy
 from hardware.cluster import Cluster
-from hardware.errors import InputError, PlannerError, SpecError
+from hardware.errors import InputError, OutOfDomainError, PlannerError, SpecError
 from hardware.schema import read_yaml, validate
 from planner.facility import FacilityOption
 
@@ -29,6 +29,17 @@ __all__ = [
 ]
 
 DEFAULT_STACK = "megatron-core"
+
+_PEAKS = {
+    "bf16": ("bf16", "fp16"),
+    "fp16": ("fp16", "bf16"),
+    "fp8": ("fp8",),
+    "mxfp8": ("fp8",),
+    "fp8-block": ("fp8",),
+    "nvfp4": ("fp4",),
+    "fp32": ("fp32", "tf32"),
+}
+"""Rated peaks of a device that serve each precision; the 16-bit formats run at the same rate."""
 
 Count = Annotated[int, Field(ge=1)]
 T = TypeVar("T")
@@ -164,6 +175,15 @@ def _tried(problems: list[PlannerError], call: Callable[[], T]) -> T | None:
         return None
 
 
+def _check_precision(precision: str, cluster: Cluster) -> None:
+    """Raise where a device of the cluster cannot run the precision."""
+    for device in dict.fromkeys(group.node.device for group in cluster.groups):
+        able = [p for p, names in _PEAKS.items() if any(device.rates(name) for name in names)]
+        if precision not in able:
+            message = f"precision: {precision!r} is not rated on {device.name}; it runs {', '.join(able)}"
+            raise OutOfDomainError(message)
+
+
 def resolve(request: TrainRequest) -> tuple[TrainingJob, Cluster]:
     """Return the job and the cluster that a request names.
 
@@ -181,6 +201,9 @@ def resolve(request: TrainRequest) -> tuple[TrainingJob, Cluster]:
     cluster = _tried(problems, lambda: find_cluster(request.cluster, request.nodes, catalogs=request.catalog))
     _tried(problems, lambda: find_stack(request.stack))
     _tried(problems, lambda: allowed_values(request))
+    if cluster is not None:
+        found = cluster
+        _tried(problems, lambda: _check_precision(request.precision, found))
     if len(problems) == 1:
         raise problems[0]
     if model is None or cluster is None or problems:

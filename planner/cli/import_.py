@@ -58,7 +58,8 @@ def import_files(
         if kind in MEASUREMENTS:
             _import_measurements(kind, files, device, ranks, output)
             return
-        from hardware.errors import InputError
+        from hardware.errors import InputError, UnknownNameError
+        from hardware.importers.cluster_text import KINDS as CLUSTER_KINDS
         from hardware.importers.cluster_text import imported_cluster, imported_runs
         from hardware.importers.nccl_tests import samples_text
         from planner.plan_io import write_text
@@ -66,6 +67,8 @@ def import_files(
         if samples is not None and kind != "nccl-tests":
             message = f"--samples belongs to nccl-tests; {kind} measures no collectives"
             raise InputError(message)
+        if kind not in CLUSTER_KINDS:
+            raise UnknownNameError("kind of file to import", kind, (*CLUSTER_KINDS, *KINDS, *MEASUREMENTS))
         text = imported_cluster(
             kind, files, node=node, device=device, name=name, catalogs=tuple(catalog or ())
         )

@@ -105,12 +105,14 @@ def plan_train(
     # Flags have the names of the request's keys; the context holds them as they were parsed.
     flags: dict[str, Any] = {name: value for name, value in context.params.items() if name not in _NO_KEYS}
     with readable_errors(), calibrated_by(calibration):
+        from planner.emit.running_job_text import read_running_file
         from planner.plan_io import plan_text, write_plan
         from planner.request import named_speeds, read_train_request
         from planner.training.flow import plan_training
 
         words = {"attained": named_speeds(attained or ()), "catalog": tuple(catalog or ())}
         asked = read_train_request(request, flags | words)
+        running = None if compare_with is None else read_running_file(compare_with, asked)
         with working("searching every legal strategy"):
             plan = plan_training(asked)
         if output is not None:
@@ -121,17 +123,17 @@ def plan_train(
         from planner.render import print_training_plans
 
         print_training_plans(plan)
-        if compare_with is not None:
-            _print_running(compare_with, asked, plan)
+        if running is not None:
+            _print_running(compare_with, running, asked, plan)
         if output is not None:
             typer.echo(f"written: {output}", err=True)
 
 
-def _print_running(path: Path, asked: Any, plan: Any) -> None:
+def _print_running(path: Path | None, job: Any, asked: Any, plan: Any) -> None:
     from planner.cli.render_reasons import print_comparison
     from planner.emit.running_job_text import compare_with_running
 
-    current, comparison, job = compare_with_running(path, asked, plan)
+    current, comparison = compare_with_running(job.strategy, asked, plan)
     found = current.plans[0].predicted
     typer.echo(
         f"\nwhat {path} runs today: predicted step {found.step_s:.3f} s "

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from costmodels.strategy import Strategy
 from hardware.errors import InputError
 from planner.emit.readers import RunningJob, read_running_job
 from planner.plan import PlanFile, TrainingPlan
@@ -15,7 +16,7 @@ from planner.request import TrainRequest
 from planner.training.compare import Comparison, compare_plans
 from planner.training.estimate import estimate_training
 
-__all__ = ["compare_with_running", "estimate_command", "running_job_text"]
+__all__ = ["compare_with_running", "estimate_command", "read_running_file", "running_job_text"]
 
 
 def running_job_text(job: RunningJob) -> str:
@@ -53,21 +54,16 @@ def _serving_options(job: RunningJob) -> dict[str, Any]:
     return {names.get(k, k): v for k, v in job.serving.items() if k in taken}
 
 
-def compare_with_running(
-    path: Path, request: TrainRequest, plan: PlanFile[TrainingPlan]
-) -> tuple[PlanFile[TrainingPlan], Comparison, RunningJob]:
-    """Return the running job costed on the request's cluster, how the best plan differs from it, and the job.
-
-    The kind of file is told by its content: JSON is DeepSpeed's, anything else Megatron's arguments.
+def read_running_file(path: Path, request: TrainRequest) -> RunningJob:
+    """Return the training job of a file; JSON is DeepSpeed's, anything else Megatron's arguments.
 
     Raises
     ------
-    InputError
-        if the file runs another batch or sequence length than was asked for.
+    InputError, SpecError
+        if the file cannot be read, holds no training job, or runs another batch or sequence length than was
+        asked for.
     """
-    kind = "deepspeed" if path.suffix == ".json" else "megatron-args"
-    world = len(plan.plans[0].placement.ranks)
-    job = read_running_job(kind, path)
+    job = read_running_job("deepspeed" if path.suffix == ".json" else "megatron-args", path)
     for name in ("seq_len", "global_batch"):
         there, asked = job.request.get(name), getattr(request, name)
         if there is not None and there != asked:
@@ -79,8 +75,14 @@ def compare_with_running(
     if job.strategy is None:
         message = f"{path}: holds no training job"
         raise InputError(message)
-    strategy = job.strategy
-    if strategy.dp and strategy.world != world:
+    return job
+
+
+def compare_with_running(
+    strategy: Strategy, request: TrainRequest, plan: PlanFile[TrainingPlan]
+) -> tuple[PlanFile[TrainingPlan], Comparison]:
+    """Return a running strategy costed on the request's cluster, and how the best plan differs from it."""
+    if strategy.dp and strategy.world != len(plan.plans[0].placement.ranks):
         strategy = replace(strategy, dp=0)
     current = estimate_training(request, strategy)
-    return current, compare_plans(current.plans[0], plan.plans[0]), job
+    return current, compare_plans(current.plans[0], plan.plans[0])

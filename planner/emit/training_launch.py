@@ -185,7 +185,7 @@ def _hosts(
         )
         raise InputError(message)
     if host_file and len(host_file) != len(known):
-        message = f"the host file names {len(host_file)} hosts, the plan's cluster has {len(known)}"
+        message = f"hosts: the file names {len(host_file)} hosts, the plan's cluster has {len(known)}"
         raise InputError(message)
     real = dict(zip(known, host_file or known, strict=True))
     groups = _group_of_hosts(cluster)

@@ -3,6 +3,7 @@
 from costmodels.cost_table import CostTable
 from costmodels.job import TrainingJob
 from costmodels.kernels.times import kernel_model
+from costmodels.model_flops import training_flops
 from costmodels.power.draw import step_energy_j
 from costmodels.power.training import training_power
 from costmodels.stacks import Stack, find_stack, fitted_ranges
@@ -165,11 +166,36 @@ def _stack_notes(job: TrainingJob, device: Device) -> list[str]:
     return notes
 
 
+_LONG_ATTENTION = 1.25
+"""Times more arithmetic by counting the masked half of attention, from which on a plan says so."""
+
+
+def _mfu_note(job: TrainingJob) -> list[str]:
+    """Return by how much MFU counts arithmetic that causal attention skips, where that is much."""
+    whole = training_flops(job.model, job.seq_len)
+    more = whole / training_flops(job.model, job.seq_len, causal_halved=True)
+    if more < _LONG_ATTENTION:
+        return []
+    return [
+        "mfu_frac counts attention in full, as Megatron does, and so may pass 1; "
+        f"times {1 / more:.2f} it leaves the masked half out"
+    ]
+
+
+def _format_notes(job: TrainingJob, device: Device) -> list[str]:
+    """Return that a device without bf16 is costed at its fp16 rate."""
+    if job.precision != "bf16" or device.rates("bf16"):
+        return []
+    return [f"{device.name} has no bf16: costed at its fp16 rate; run it in fp16 (--precision fp16)"]
+
+
 def training_diagnostics(job: TrainingJob, cluster: Cluster, best: Strategy) -> tuple[str, ...]:
     """Return what was assumed, what was left out, and where the best plan stands on thin ground."""
     notes = [
         *_stack_notes(job, cluster.device),
         *_range_notes(job, cluster.num_devices, best),
+        *_format_notes(job, cluster.device),
+        *_mfu_note(job),
         f"optimizer {job.optimizer} with fp32 master weights and moments",
         *_kernel_notes(cluster.device),
         _energy_note(job, cluster.device),

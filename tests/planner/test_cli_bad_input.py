@@ -250,3 +250,84 @@ def test_backtest_of_a_missing_file(meshwright: Meshwright, tmp_path: Path, kind
     result = meshwright("backtest", kind, tmp_path / "none.csv")
     assert result.exit_code == 2
     assert "none.csv" in result.stderr
+
+
+def test_a_precision_that_the_device_lacks_names_those_it_has(meshwright: Meshwright) -> None:
+    result = meshwright(*_words(precision="nvfp4"))
+    assert result.exit_code == 2
+    assert "precision: 'nvfp4' is not rated on a100-80gb; it runs bf16, fp16, fp32" in result.stderr
+
+
+def test_a_device_without_bf16_is_costed_in_fp16_and_the_plan_says_so(meshwright: Meshwright) -> None:
+    said = "has no bf16: costed at its fp16 rate"
+    assert said in meshwright(*_words(cluster="dgx-1v")).stdout
+    assert said not in meshwright(*_words(cluster="dgx-1v", precision="fp16")).stdout
+
+
+def test_mfu_says_what_it_counts_where_sequences_are_long(meshwright: Meshwright) -> None:
+    long = meshwright(*_words(model="llama-3.1-8b", seq_len=131072, global_batch=8))
+    assert "leaves the masked half out" in long.stdout
+    assert "leaves the masked half out" not in meshwright(*_words()).stdout
+
+
+def test_a_running_job_that_cannot_be_read_is_told_before_any_plan(meshwright: Meshwright) -> None:
+    result = meshwright(*_words(), "--compare-with", "no/such.sh")
+    assert result.exit_code == 2
+    assert "no/such.sh: cannot be read" in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_cluster_file_may_be_json(meshwright: Meshwright, tmp_path: Path) -> None:
+    cluster = tmp_path / "c.json"
+    cluster.write_text(json.dumps({"name": "c", "groups": [{"node": "dgx-a100", "count": 1}]}))
+    assert meshwright(*_words(cluster=cluster)[:-2], "--global-batch", "64").exit_code in (0, 2)
+    cluster.write_text(json.dumps({"name": "c"}))
+    assert f"{cluster}: groups: is missing" in meshwright(*_words(cluster=cluster)).stderr
+
+
+def test_a_folder_as_output_leaves_nothing_behind(meshwright: Meshwright, tmp_path: Path) -> None:
+    result = meshwright(*_words(), "-o", str(tmp_path))
+    assert result.exit_code == 2
+    assert f"{tmp_path}: cannot be written: it is a folder; name a file" in result.stderr
+    assert not list(tmp_path.parent.glob(f".{tmp_path.name}*"))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("tp", -4, "tp: -4 is not an integer from 1 up"),
+        ("zero", True, "zero: True is not an integer from 0 up"),
+        ("overlap_dp", 1, "overlap_dp: 1 is not true or false"),
+    ],
+)
+def test_a_plan_with_an_impossible_strategy(
+    meshwright: Meshwright, tmp_path: Path, column: str, value: object, said: str
+) -> None:
+    document = json.loads(meshwright(*_words(), "--json").stdout)
+    document["plans"][0]["strategy"][column] = value
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    result = meshwright("explain", str(path))
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+def test_an_unknown_kind_of_import_names_all_kinds(meshwright: Meshwright, tmp_path: Path) -> None:
+    result = meshwright("import", "foo", str(tmp_path / "x"))
+    assert result.exit_code == 2
+    assert all(kind in result.stderr for kind in ("mpigraph", "megatron-args", "osu", "vllm"))
+
+
+def test_simulate_refuses_no_jobs_and_a_folder_as_table(meshwright: Meshwright, tmp_path: Path) -> None:
+    fleet = Path(__file__).parents[2] / "examples" / "serving-fleet.yaml"
+    words = (
+        "simulate", "--fleet", str(fleet), "--workload", "fixed:100x10", "--rate-per-s", "5",
+        "--arrivals", "poisson", "--num-requests", "20",
+    )  # fmt: skip
+    none = meshwright(*words, "--jobs", "0", "--replications", "2")
+    assert (none.exit_code, none.stderr) == (
+        2, "error: jobs: 0 is no number of jobs; give 1 or more, or -1 for all cores\n",
+    )  # fmt: skip
+    folder = meshwright(*words, "--requests-csv", str(tmp_path))
+    assert folder.exit_code == 2
+    assert "it is a folder; name a file" in folder.stderr
