@@ -29,6 +29,7 @@ def _degree(flag: str, text: str, *, least: int = 1) -> Any:
 
 
 def estimate_train(
+    context: typer.Context,
     model: ModelOption = None,
     cluster: ClusterOption = None,
     nodes: NodesOption = None,
@@ -62,7 +63,8 @@ def estimate_train(
     json: JsonOption = False,
 ) -> None:
     """Predict time and memory of exactly one configuration, part by part."""
-    given = locals()
+    # Flags have the names of the request's keys and the strategy's columns; the context holds them as parsed.
+    given = context.params
     with readable_errors(), calibrated_by(calibration):
         from dataclasses import fields
 

@@ -149,6 +149,7 @@ def _show(plan: Any, written: tuple[Any, ...], *, json: bool) -> None:
 
 
 def plan_serve(
+    context: typer.Context,
     model: ModelOption = None,
     gpus: Gpus = None,
     cluster: ClusterName = None,
@@ -193,7 +194,8 @@ def plan_serve(
     json: JsonOption = False,
 ) -> None:
     """Find the cheapest fleet of instances that serves the workload within the latency targets."""
-    given = locals()
+    # Flags have the names of the request's keys; the context holds them as they were parsed.
+    given = context.params
     with readable_errors():
         from planner.serving.flow import plan_serving
         from planner.serving.parts import write_serving_plan

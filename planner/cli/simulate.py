@@ -10,8 +10,6 @@ from planner.cli.options import JsonOption
 
 __all__ = ["simulate"]
 
-_TRAFFIC = ("workload", "rate_per_s", "num_requests", "arrivals", "mean_turns", "think_s")
-
 
 def _seconds(flag: str, text: str) -> object:
     return typer.Option(flag, help=text, min=0.0)
@@ -117,13 +115,20 @@ def simulate(
     json: JsonOption = False,
 ) -> None:
     """Replay a trace, request by request, and show latencies, targets met, use and cost."""
-    given = locals()
     with readable_errors():
         from planner.simulate.asked_trace import AskedTrace
         from planner.simulate.report import Question, print_summary, run_question
 
-        targets = {name: given.pop(f"slo_{name}") for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s")}
-        as_json = given.pop("json")
-        traffic = AskedTrace(path=given.pop("trace"), **{name: given.pop(name) for name in _TRAFFIC})
-        question = Question(**given, targets=targets, traffic=traffic)
-        print_summary(run_question(question), as_json=as_json)
+        traffic = AskedTrace(
+            path=trace, workload=workload, rate_per_s=rate_per_s, num_requests=num_requests,
+            arrivals=arrivals, mean_turns=mean_turns, think_s=think_s,
+        )  # fmt: skip
+        question = Question(
+            plan=plan, fleet=fleet, write_fleet=write_fleet, traffic=traffic, seed=seed,
+            targets={"ttft_s": slo_ttft_s, "tpot_s": slo_tpot_s, "itl_s": slo_itl_s, "e2e_s": slo_e2e_s},
+            percentile=percentile, warm_up_s=warm_up_s, drain_s=drain_s, goodput=goodput,
+            replications=replications, backend=backend, jobs=jobs, scheduler_address=scheduler_address,
+            mean_time_between_failures_s=mean_time_between_failures_s, repair_s=repair_s,
+            requests_csv=requests_csv, timeline_json=timeline_json,
+        )  # fmt: skip
+        print_summary(run_question(question), as_json=json)

@@ -31,6 +31,9 @@ def workers(backend: str | None = None, *, num_jobs: int = -1, address: str | No
     """
     import joblib
 
+    if num_jobs == 0:
+        message = "jobs: 0 is no number of jobs; give 1 or more, or -1 for all cores"
+        raise InputError(message)
     if backend is None:
         with joblib.parallel_config(n_jobs=num_jobs):
             yield

@@ -13,8 +13,9 @@ import numpy as np
 
 from costmodels.job import Slo
 from costmodels.traces import Trace
-from hardware.errors import InputError, SpecError
+from hardware.errors import SpecError
 from hardware.units import format_quantity
+from planner.plan_io import write_text
 from planner.simulate.asked_trace import AskedTrace
 from planner.simulate.core import Raw, simulate
 from planner.simulate.fleet import Fleet
@@ -103,9 +104,9 @@ def run_question(question: Question) -> dict[str, Any]:
     if question.replications:
         answer["replications"] = _replications(question, fleet, trace, slo)
     if question.requests_csv is not None:
-        _write(question.requests_csv, requests_table(raw, seen))
+        write_text(requests_table(raw, seen), question.requests_csv)
     if question.timeline_json is not None:
-        _write(question.timeline_json, _timeline_text(raw, question.timeline_json))
+        write_text(_timeline_text(raw, question.timeline_json), question.timeline_json)
     return answer
 
 
@@ -139,7 +140,7 @@ def _fleet(question: Question) -> tuple[Fleet, Slo | None]:
         raise SpecError("--write-fleet", ["needs a PLAN; a --fleet is a file already"])
     if question.plan is not None:
         if question.write_fleet is not None:
-            _write(question.write_fleet, plan_fleet_text(question.plan))
+            write_text(plan_fleet_text(question.plan), question.write_fleet)
         fleet, planned = read_plan_fleet(question.plan)
     else:
         assert question.fleet is not None
@@ -221,17 +222,6 @@ def requests_table(raw: Raw, seen: Latencies) -> str:
             )
         )
     return text.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    """Write to a temporary name first, so that nothing half-written is left."""
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        message = f"{path}: cannot be written ({error.strerror})"
-        raise InputError(message) from error
 
 
 def print_summary(answer: dict[str, Any], *, as_json: bool) -> None:
