@@ -17,7 +17,8 @@ def _power_words(p: ServingPrediction) -> str:
     between = ""
     if p.watts_low is not None and p.watts_high is not None:
         between = f" ({p.watts_low:.0f} - {p.watts_high:.0f} W)"
-    return f"{p.watts:.0f} W{between}, {p.joules_per_token:.3g} J per output token"
+    mean = "" if p.mean_watts is None else f", {p.mean_watts:.0f} W at this rate"
+    return f"{p.watts:.0f} W busy{between}{mean}, {p.joules_per_token:.3g} J per output token"
 
 
 def _seconds(value: float) -> str:

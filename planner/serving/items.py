@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodels.graph import ModelGraph
+from costmodels.power.draw import device_power
 from costmodels.power.engine import EngineDraw, engine_draw
 from costmodels.serving.config import ServingConfig, ServingTable
 from costmodels.serving.engine import EngineStack
@@ -224,25 +225,34 @@ def _worth_mixing(items: list[Item]) -> list[Item]:
     return [alive[i] for i in kept[:_MAX_ITEMS_PER_DEVICE]]
 
 
-def item_draw(item: Item, model: ModelGraph, buckets: Buckets) -> EngineDraw | None:
-    """Return what a device of an instance draws while the bucket that fills it most keeps it busy.
+def item_draw(item: Item, model: ModelGraph, buckets: Buckets, *, load: float = 1.0) -> EngineDraw | None:
+    """Return the mean draw of a device of an instance in the bucket that fills it most.
 
-    Requests in flight are arrivals times the time that each stays (Little's law). No device draws more than
-    its cap.
+    Requests in flight are arrivals times the time that each stays (Little's law). An instance for prompts
+    only rests when none is there; another decodes what is in flight, and rests where that is less than one.
+    No device draws more than its cap.
+
+    Parameters
+    ----------
+    load : arrivals over what the instance can take.
     """
-    if item.offer.device.tdp_w is None:
+    device = item.offer.device
+    if device.tdp_w is None:
         return None
     served = (item.rate_per_s > 0) & np.isfinite(item.rate_per_s)
     stay_s = np.where(served, item.ttft_s + buckets.output_tokens * item.tpot_s, 0.0)
-    flight = np.where(served, item.rate_per_s, 0.0) * np.where(np.isfinite(stay_s), stay_s, 0.0)
+    full = np.where(served, item.rate_per_s, 0.0) * np.where(np.isfinite(stay_s), stay_s, 0.0)
+    flight = float(full.max(initial=1.0)) * load
     draw = engine_draw(
         model,
-        item.offer.device,
+        device,
         item.role,
         num_devices=item.config.num_devices,
         weight_bytes=item.config.experts.bytes_per_weight,
-        batch=float(flight.max(initial=1.0)),
+        batch=max(flight, 1.0),
         prompt_tokens=float(np.average(buckets.prompt_tokens, weights=buckets.rate_per_s)),
         output_tokens=float(np.average(buckets.output_tokens, weights=buckets.rate_per_s)),
     )
-    return draw if item.cap is None else replace(draw, watts=min(draw.watts, item.cap.cap_w))
+    most_w = draw.watts if item.cap is None else min(draw.watts, item.cap.cap_w)
+    busy = min(load if item.role == "prefill" else flight, 1.0)
+    return replace(draw, watts=busy * most_w + (1.0 - busy) * device_power(device).blocked_w)

@@ -191,12 +191,15 @@ class ServingPrediction:
     bound_usd_per_hour: float | None
     """Proven: no mix of these instances is cheaper. Null where another objective was asked for."""
     watts: float | None
+    """Draw of all devices with every instance busy; a power budget is held against it."""
     headroom_frac: float
     """Capacity beyond the mean load that the targets under real arrivals needed; capacity is what queueing
     formulas give, so replays may bear less of it than the load (a negative figure)."""
     simulated: SimulatedCheck | None = None
     joules_per_token: float | None = None
-    """Energy of all devices for one output token; null where their power is unknown."""
+    """Energy of all devices for one output token at the planned rate; null where their power is unknown."""
+    mean_watts: float | None = None
+    """Mean draw of all devices at the planned rate: instances below their capacity draw less."""
     watts_low: float | None = None
     """Lower end of the 90 % interval, all instances off by the same share."""
     watts_high: float | None = None

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from costmodels.power.engine import EngineDraw
 from planner.serving.items import Item
 
 __all__ = ["FleetDraw", "draw_notes", "fleet_draw"]
@@ -19,12 +20,11 @@ class FleetDraw:
     """By rated power of a device, the mean draw of one and their number."""
 
 
-def fleet_draw(pairs: Iterable[tuple[Item, int]]) -> FleetDraw | None:
-    """Return the draw of instances with their counts; None where the power of one is not known."""
-    known = [(item.draw, count * item.config.num_devices) for item, count in pairs if count]
+def fleet_draw(pairs: Iterable[tuple[EngineDraw | None, int]]) -> FleetDraw | None:
+    """Return the draw of devices with their numbers; None where the power of one is not known."""
     pools: dict[float, tuple[float, int]] = {}
     low = high = 0.0
-    for draw, count in known:
+    for draw, count in pairs:
         if draw is None:
             return None
         mean, have = pools.get(draw.rated_w, (0.0, 0))

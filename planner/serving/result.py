@@ -11,7 +11,7 @@ from costmodels.serving.operators import kernel_format
 from planner.facility import site_energy
 from planner.plan import Check
 from planner.plan_io import plan_document
-from planner.serving.items import Item
+from planner.serving.items import Item, item_draw
 from planner.serving.mix import Fleet, Slot, single_usd_per_hour
 from planner.serving.plan import (
     FleetStrategy,
@@ -22,7 +22,7 @@ from planner.serving.plan import (
     ServingPrediction,
     SimulatedCheck,
 )
-from planner.serving.power import fleet_draw
+from planner.serving.power import FleetDraw, fleet_draw
 from planner.serving.purchase import SolvedMix
 from planner.serving.purchase_words import (
     instance_usd_per_hour,
@@ -121,9 +121,6 @@ def _entry(solved: SolvedFleet, slot: Slot, i: int, solution: MixSolution, rate_
     """Return one kind of instance at one level of the day."""
     fleet = solved.fleet
     item = fleet.items[i]
-    served = np.where(solution.share[i] > 0, solved.problem.load[i], 0.0) * solution.share[i]
-    served = served * solved.scale * rate_frac
-    headroom = solved.headrooms[solved.fleet.slots.index(slot)]
     return MixEntry(
         name=fleet.item_names[i],
         device=item.offer.device.name,
@@ -132,11 +129,33 @@ def _entry(solved: SolvedFleet, slot: Slot, i: int, solution: MixSolution, rate_
         config=_config(item),
         devices_per_instance=item.config.num_devices,
         usd_per_hour=instance_usd_per_hour(fleet, solved.mix, solution, i),
-        load_frac=float(served.sum() / max(1.0 + headroom, 1.0) / solution.count[i]),
+        load_frac=_load_frac(solved, slot, i, solution, rate_frac),
         model=slot.demand.name if len(solved.fleet.slots) > 1 else None,
         watts_per_device=None if item.draw is None else item.draw.watts,
         cap=item.cap,
     )
+
+
+def _load_frac(
+    solved: SolvedFleet, slot: Slot, i: int, solution: MixSolution, rate_frac: float = 1.0
+) -> float:
+    """Return the arrivals at each instance over what it can take, headroom aside."""
+    served = np.where(solution.share[i] > 0, solved.problem.load[i], 0.0) * solution.share[i]
+    headroom = solved.headrooms[solved.fleet.slots.index(slot)]
+    return float(served.sum() * solved.scale * rate_frac / max(1.0 + headroom, 1.0) / solution.count[i])
+
+
+def _draws(solved: SolvedFleet) -> tuple[FleetDraw | None, FleetDraw | None]:
+    """Return the draw of the fleet with every instance busy, and the mean at the planned rate."""
+    busy, mean = [], []
+    for slot in solved.fleet.slots:
+        for i in _used(slot, solved.solution):
+            item, demand = solved.fleet.items[i], slot.demand
+            load = _load_frac(solved, slot, i, solved.solution)
+            devices = int(solved.solution.count[i]) * item.config.num_devices
+            busy.append((item.draw, devices))
+            mean.append((item_draw(item, demand.model, demand.buckets, load=load), devices))
+    return fleet_draw(busy), fleet_draw(mean)
 
 
 def _config(item: Item) -> dict[str, int | bool | str]:
@@ -184,7 +203,7 @@ def _prediction(solved: SolvedFleet) -> ServingPrediction:
         p.requests_per_s * t.mean_prompt_tokens for p, t in zip(parts, traffics, strict=True)
     )
     pairs = [(item, int(c)) for item, c in zip(fleet.items, solution.count, strict=True) if c]
-    drawn = fleet_draw(pairs)
+    drawn, mean = _draws(solved)
     one_price = solved.mix.purchase is None and solved.request.objective == "cost"
     single = single_usd_per_hour(fleet, solved.problem) if one_price else math.inf
     usd_per_hour = solved.mix.usd_per_hour
@@ -204,8 +223,9 @@ def _prediction(solved: SolvedFleet) -> ServingPrediction:
         watts=None if drawn is None else drawn.watts,
         watts_low=None if drawn is None else drawn.low_w,
         watts_high=None if drawn is None else drawn.high_w,
-        joules_per_token=None if drawn is None else drawn.watts / output,
-        site=None if drawn is None else site_energy(solved.request.facility, drawn.pools, output),
+        mean_watts=None if mean is None else mean.watts,
+        joules_per_token=None if mean is None else mean.watts / output,
+        site=None if mean is None else site_energy(solved.request.facility, mean.pools, output),
         headroom_frac=max(solved.headrooms),
         simulated=solved.checks[0] if len(parts) == 1 else None,
         by_model=parts if len(parts) > 1 else (),

@@ -107,6 +107,20 @@ def test_energy_draws_no_more_and_cost_costs_no_more():
     assert lean.bound_watts == pytest.approx(lean.watts, rel=1e-4)
 
 
+@pytest.mark.parametrize("form", ["joint", "split"])
+def test_a_fleet_below_its_capacity_draws_less_than_when_every_instance_is_busy(form):
+    def at(rate_per_s):
+        return plan(gpus=("h100",), usd_per_hour={"h100": 3.0}, form=form, rate_per_s=rate_per_s)
+
+    little, much = (at(rate).plans[0] for rate in (0.5, 4.0))
+    assert little.strategy.instances == much.strategy.instances
+    low, high = little.predicted, much.predicted
+    assert low.watts == pytest.approx(high.watts)
+    assert low.mean_watts < high.mean_watts <= high.watts
+    assert low.joules_per_token == pytest.approx(low.mean_watts / low.throughput_tokens_per_s)
+    assert low.joules_per_token > high.joules_per_token
+
+
 def test_throughput_spends_the_budget_and_cost_finds_the_way_back():
     most = plan(objective="throughput", budget_usd_per_hour=8.0).plans[0].predicted
     assert most.cost_usd_per_hour <= 8.0
