@@ -18,7 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.power_samples import cap_samples, family_means, matmul_samples, serving_samples
+from benchmarks.power_samples import (
+    alike_readings,
+    cap_samples,
+    family_means,
+    matmul_samples,
+    serving_samples,
+)
 from costmodels.intervals import Z90
 from costmodels.power.kernels import FORMATS, MatmulPower, PowerMachine, ShapeDraw, matmul_features
 from costmodels.power.response import fit_cap_responses
@@ -34,15 +40,16 @@ MACHINES = {
     "gb200-trtllm": PowerMachine(flops_per_s=2500e12, memory_bytes_per_s=8e12, num_sms=152, rated_w=1200.0),
 }
 STEADY_TREES = {"num_trees": 500, "num_leaves": 127, "min_rows_per_leaf": 2}
-NOISY_TREES = {"num_trees": 300, "num_leaves": 31, "min_rows_per_leaf": 10}
+NOISY_TREES = {"num_trees": 300, "num_leaves": 31, "min_rows_per_leaf": 10, "smoothing": 0.05}
+EACH_FORMAT = (("bf16",), ("fp8",), ("fp8-block",), ("nvfp4",))
 DRAWS = {
-    "h200-vllm": ((("bf16", "fp8-block"),), STEADY_TREES),
-    "b200-trtllm": ((("bf16",), ("fp8",), ("fp8-block",), ("nvfp4",)), NOISY_TREES),
-    "gb200-trtllm": ((("bf16",), ("fp8",), ("fp8-block",), ("nvfp4",)), NOISY_TREES),
+    "h200-vllm": ((("bf16", "fp8-block"),), STEADY_TREES, 2),
+    "b200-trtllm": (EACH_FORMAT, NOISY_TREES, 1),
+    "gb200-trtllm": (EACH_FORMAT, NOISY_TREES, 1),
 }
-"""Groups of formats that share trees, and their size: readings of microseconds-long loops scatter by 5 to
-12 % at the same shape and latency, which large leaves average; the H200's scatter less."""
-NUM_SEEDS = 2
+"""Groups of formats that share trees, their size and loss, and how many seeds are averaged. Readings of
+microseconds-long loops scatter by 5 to 12 % at the same shape and latency and some halve, which large leaves
+and the relative error bear; the H200's scatter less."""
 STEADY_SOURCES = ("h200-vllm", "b200-vllm", "gb200-vllm")
 """Of the two frameworks that measured Blackwell, the one that reads large products at rated power."""
 SETTLED_S = 1e-4
@@ -152,13 +159,13 @@ def folds_of(samples, num_folds=5, seed=0):
 
 def fit_draws(samples, rows, source):
     """Return the draw of every group of formats, fitted to the chosen rows."""
-    groups, size = DRAWS[source]
+    groups, size, num_seeds = DRAWS[source]
     draws = []
     for formats in groups:
         _, features, log_share = _group(samples, rows, formats, source)
         trees = tuple(
             fit_free_trees(features, log_share, learning_rate=0.06, features_frac=0.25, seed=seed, **size)
-            for seed in range(NUM_SEEDS)
+            for seed in range(num_seeds)
         )
         draws.append(ShapeDraw(formats=formats, trees=trees))
     return tuple(draws)
@@ -182,26 +189,15 @@ def held_out_matmul(samples, source):
     return watts
 
 
-def meter_noise(samples):
-    """Return, by format, the mean distance of readings from the median of those that must be alike.
-
-    Alike are readings of one weight shape whose row counts (2 to 128) lie within one factor of two and whose
-    latencies within 3 %; the distance is scaled up by what a reading pulls its own median.
-    """
-    octave = np.floor(np.log2(samples.m))
-    keys = np.stack([samples.fmt, samples.n, samples.k, octave])
-    _, cell = np.unique(keys, axis=1, return_inverse=True)
-    cell, found = cell.ravel(), {}
-    short = (samples.m >= 2) & (samples.m <= 128)
-    for index in np.unique(cell[short]):
-        rows = np.flatnonzero((cell == index) & short)
-        late = samples.latency_s[rows]
-        rows = rows[np.abs(late / np.median(late) - 1) < 0.03]
-        if len(rows) >= 3:
-            watts = samples.power_w[rows]
-            away = np.abs(watts / np.median(watts) - 1) * len(rows) / (len(rows) - 1)
-            found.setdefault(list(FORMATS)[int(samples.fmt[rows[0]])], []).extend(away)
-    return {name: float(np.mean(away)) for name, away in found.items()}
+def meter_noise(samples, error):
+    """Return, by format, mean scatter of alike readings, mean error on the same rows and their number."""
+    rows, away = alike_readings(samples)
+    found = {}
+    for i in np.unique(samples.fmt[rows].astype(int)):
+        mine = samples.fmt[rows] == i
+        found[list(FORMATS)[i]] = float(away[mine].mean()), float(error[rows][mine].mean()), int(mine.sum())
+    found["all"] = float(away.mean()), float(error[rows].mean()), len(rows)
+    return found
 
 
 def fit_matmul(data, write):
@@ -215,6 +211,11 @@ def fit_matmul(data, write):
             f"{100 * np.median(error):.2f} % median; >= 0.1 ms {100 * error[long].mean():.2f} %",
             flush=True,
         )
+        for name, (scatter, ours, num) in meter_noise(samples, error).items():
+            print(
+                f"  {name}: {num} alike readings scatter by {100 * scatter:.1f} %, "
+                f"error there {100 * ours:.1f} %"
+            )
         if not write:
             continue
         log_error = np.abs(np.log(predicted / samples.power_w))

@@ -64,14 +64,14 @@ def matmul(data):
     for source in MACHINES:
         samples, _ = matmul_samples(data, source)
         error = np.abs(held_out_matmul(samples, source) / samples.power_w - 1)
-        noise = ", ".join(f"{name} {100 * x:.1f}" for name, x in meter_noise(samples).items())
+        scatter, there, num_alike = meter_noise(samples, error)["all"]
         anchor, reach = MATMUL_ANCHORS[source]
         line(
             f"draw of matrix products, unseen shapes, {source}",
             f"{anchor} % (all rows of the source)",
             f"<= {reach} %",
             f"{100 * error.mean():.2f} % mean, {100 * np.median(error):.2f} % median ({len(error)} rows); "
-            f"alike readings lie apart by {noise} %",
+            f"{num_alike} alike readings scatter by {100 * scatter:.1f} %, error there {100 * there:.1f} %",
         )
 
 

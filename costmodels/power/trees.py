@@ -86,19 +86,27 @@ def fit_free_trees(
     learning_rate: float,
     min_rows_per_leaf: int,
     features_frac: float,
-    l2: float = 0.0,
+    smoothing: float | None = None,
     seed: int = 0,
 ) -> FreeTrees:
-    """Return boosted trees for `target` under squared error, exported from scikit-learn as plain arrays."""
+    """Return boosted trees for `target`, exported from scikit-learn as plain arrays.
+
+    Parameters
+    ----------
+    smoothing : None for least squares; otherwise `target` is a logarithm and the mean relative error is
+        least, its corner rounded below this error.
+    """
     from sklearn.ensemble import HistGradientBoostingRegressor  # slow to import, needed for fitting only
 
+    from costmodels.power.relative_error import RelativeError  # imports scikit-learn
+
     model = HistGradientBoostingRegressor(
+        loss="squared_error" if smoothing is None else RelativeError(smoothing),
         max_iter=num_trees,
         max_leaf_nodes=num_leaves,
         learning_rate=learning_rate,
         min_samples_leaf=min_rows_per_leaf,
         max_features=features_frac,
-        l2_regularization=l2,
         early_stopping=False,
         random_state=seed,
     )
