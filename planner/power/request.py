@@ -69,20 +69,19 @@ class RowSection:
     ramp_limit_frac: Share = 0.4
     """Training: largest change of the row's draw within two seconds that the site allows."""
 
-    def settings(self) -> RowSettings:
-        """Return what the row is simulated with.
-
-        Raises
-        ------
-        SpecError
-            if the budget is below the idle draw, or a class or a clock is not accepted.
-        """
+    def problems(self) -> list[str]:
+        """Return what of the row contradicts itself: classes, budget and clocks, each with its key."""
         problems = [
             f"row.classes.{c}: unknown class; known: high, low" for c in self.classes if c not in CLASSES
         ]
+        problems += [
+            f"row.classes.{name}: {share:g} is not a share from 0 to 1"
+            for name, share in self.classes.items()
+            if not 0.0 <= share <= 1.0
+        ]
         if not problems and abs(sum(self.classes.values()) - 1) > 1e-6:
             problems.append(f"row.classes: shares add up to {sum(self.classes.values()):g}, not 1")
-        budget = self.budget_w if self.budget_w is not None else self.servers * self.server_rated_w
+        budget = self.row_budget_w
         idle = self.servers * (self.host_w + self.devices_per_server * self.device_rated_w * self.idle_frac)
         if budget < idle:
             problems.append(
@@ -97,11 +96,31 @@ class RowSection:
                 problems.append(
                     f"row.{name}: {clock:g} MHz is outside 0 to max_clock_mhz {self.max_clock_mhz:g}"
                 )
-        if problems:
+        if self.low_clocks_mhz[1] > self.low_clocks_mhz[0]:
+            first, second = self.low_clocks_mhz
+            problems.append(
+                f"row.low_clocks_mhz: {first:g}, {second:g} MHz rise; the deeper level comes second"
+            )
+        return problems
+
+    @property
+    def row_budget_w(self) -> float:
+        """What the row may draw. [W]"""
+        return self.budget_w if self.budget_w is not None else self.servers * self.server_rated_w
+
+    def settings(self) -> RowSettings:
+        """Return what the row is simulated with.
+
+        Raises
+        ------
+        SpecError
+            if the budget is below the idle draw, or a class or a clock is not accepted.
+        """
+        if problems := self.problems():
             raise SpecError("request", problems)
         top = self.max_clock_mhz
         return RowSettings(
-            budget_w=budget,
+            budget_w=self.row_budget_w,
             server=ServerPower(
                 rated_w=self.server_rated_w,
                 host_w=self.host_w,
@@ -242,6 +261,8 @@ def read_power_request(path: str | None, plan: str | None, flags: Mapping[str, A
         request: PowerRequest = validate(PowerRequest, read_yaml(Path(path)) | given, path)
         if request.row is None and request.training is None and request.serving is None:
             raise SpecError(path, ["one of row, training and serving is needed"])
+        if request.row is not None and (problems := request.row.problems()):
+            raise SpecError(path, problems)
         return request
     from planner.plan_io import read_plan
 

@@ -77,7 +77,9 @@ def test_a_training_row_gets_no_credit_and_its_ramp_is_checked(tmp_path):
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("row: {servers: 40, budget_w: 1000}", "below the idle draw"),
+        ("row: {servers: 40, budget_w: 1000}", "bad.yaml: row.budget_w: 1000 W is below the idle draw"),
+        ("row: {classes: {high: 1.5, low: -0.5}}", "row.classes.high: 1.5 is not a share from 0 to 1"),
+        ("row: {low_clocks_mhz: [1110, 1275]}", "row.low_clocks_mhz: 1110, 1275 MHz rise"),
         ("row: {classes: {gold: 1.0}}", "row.classes.gold: unknown class; known: high, low"),
         ("row: {classes: {high: 0.5, low: 0.2}}", "add up to 0.7"),
         ("row: {high_clock_mhz: 2000}", "high_clock_mhz: 2000 MHz is outside"),
