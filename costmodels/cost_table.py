@@ -90,7 +90,7 @@ class CostTable:
     memory: MemoryTable
     fits_probability: Floats
     model_flops: float
-    """Of one step, all devices; causal attention counted in full (Megatron's convention)."""
+    """Of one step, all devices; of causal attention the half that is not masked."""
     num_tokens: int
     """Tokens per step."""
     num_devices: int

@@ -112,7 +112,8 @@ class TrainingPrediction:
     """Upper end of the 90 % interval."""
     tokens_per_s_per_device: float
     mfu_frac: float
-    """Model FLOPs per second over the rated peak of the precision, 0..1."""
+    """Model FLOPs per second over the rated peak of the precision, 0..1; of causal attention the half that is
+    not masked."""
     peak_memory_bytes: float
     """Of the fullest stage: the sum of `memory_parts_bytes`."""
     memory_parts_bytes: Mapping[str, float]

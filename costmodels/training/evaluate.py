@@ -125,7 +125,7 @@ def evaluate(
         sigma=sigma,
         memory=memory,
         fits_probability=fits_probability(memory.peak_bytes, usable, memory_coefficients(chosen.name).sigma),
-        model_flops=training_flops(job.model, job.seq_len) * job.global_batch,
+        model_flops=training_flops(job.model, job.seq_len, causal_halved=True) * job.global_batch,
         num_tokens=job.num_tokens,
         num_devices=cluster.num_devices,
         peak_flops_per_s=rated_peak_flops_per_s(cluster.device, job.precision),

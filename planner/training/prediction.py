@@ -171,14 +171,14 @@ _LONG_ATTENTION = 1.25
 
 
 def _mfu_note(job: TrainingJob) -> list[str]:
-    """Return by how much MFU counts arithmetic that causal attention skips, where that is much."""
-    whole = training_flops(job.model, job.seq_len)
-    more = whole / training_flops(job.model, job.seq_len, causal_halved=True)
+    """Return by how much MFU would read higher with all of causal attention counted, where that is much."""
+    needed = training_flops(job.model, job.seq_len, causal_halved=True)
+    more = training_flops(job.model, job.seq_len) / needed
     if more < _LONG_ATTENTION:
         return []
     return [
-        "mfu_frac counts attention in full, as Megatron does, and so may pass 1; "
-        f"times {1 / more:.2f} it leaves the masked half out"
+        "mfu_frac leaves the masked half of attention out; counted in full, as papers up to 2023 do, it "
+        f"would read {more:.2f} times as much"
     ]
 
 

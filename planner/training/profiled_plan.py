@@ -158,7 +158,7 @@ def _prediction(plan: HeteroPlan, cost: HeteroCost, job: TrainingJob, cluster: C
         group.num_devices * rated_peak_flops_per_s(group.node.device, job.precision)
         for group in cluster.groups
     )
-    flops = training_flops(job.model, job.seq_len) * job.global_batch
+    flops = training_flops(job.model, job.seq_len, causal_halved=True) * job.global_batch
     return TrainingPrediction(
         step_s=cost.step_s,
         step_low_s=cost.step_s * float(np.exp(-Z90 * _SIGMA)),
