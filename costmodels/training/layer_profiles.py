@@ -9,15 +9,22 @@ MB that gives GB/s, and the largest rate measured in B/s.
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from hardware.errors import OutOfDomainError, SpecError
+from hardware.schema import validate
 
 __all__ = ["LayerProfile", "LayerTable", "LinkCurve", "read_layer_profile", "read_layer_table"]
 
 Floats = npt.NDArray[np.float64]
+
+Degree = Annotated[int, Field(ge=1)]
+Index = Annotated[int, Field(ge=0)]
+Time = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -98,27 +105,55 @@ class LayerTable:
     """One hidden-state tensor of one sequence."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ProfileFile:
+    """A profile as its file gives it: forward, backward and update of each layer, in order from 0."""
+
+    layers: dict[Degree, dict[Degree, dict[Index, tuple[Time, Time, Time]]]]
+    """By micro-batch, tensor degree and layer. [s]"""
+
+
 def read_layer_profile(path: Path, device: str) -> LayerProfile:
     """Return the profile in a file.
 
     Raises
     ------
     SpecError
-        if it is no such table, or a time is negative or no number.
+        if it is no such table, a time is negative or no number, or layers are missing somewhere.
     """
-    layer_s: dict[tuple[int, int], Floats] = {}
-    update_s: dict[tuple[int, int], Floats] = {}
+    read = validate(_ProfileFile, {"layers": _json(path)}, str(path))
+    known = {layer for degrees in read.layers.values() for layers in degrees.values() for layer in layers}
+    expected = set(range(max(known, default=-1) + 1))
+    problems = [
+        f"layers.{batch}.{tp}: lacks layer {', '.join(map(str, sorted(expected - set(layers))))}"
+        for batch, degrees in read.layers.items()
+        for tp, layers in degrees.items()
+        if set(layers) != expected
+    ]
+    if not known:
+        problems.append("no layer times; expected {micro-batch: {tp: {layer: [forward, backward, update]}}}")
+    if problems:
+        raise SpecError(str(path), problems)
+    times = {
+        (batch, tp): np.array([layers[i] for i in range(len(layers))], dtype=np.float64)
+        for batch, degrees in read.layers.items()
+        for tp, layers in degrees.items()
+    }
+    return LayerProfile(
+        device=device,
+        layer_s={key: table[:, 0] + table[:, 1] for key, table in times.items()},
+        update_s={key: table[:, 2] for key, table in times.items()},
+    )
+
+
+def _json(path: Path) -> object:
     try:
-        for batch, degrees in json.loads(path.read_text(encoding="utf-8")).items():
-            for tp, layers in degrees.items():
-                times = np.array([layers[str(i)] for i in range(len(layers))], dtype=np.float64)
-                layer_s[int(batch), int(tp)] = times[:, 0] + times[:, 1]
-                update_s[int(batch), int(tp)] = times[:, 2]
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise SpecError(str(path), [f"no layer profile: {type(error).__name__} {error}"]) from None
-    if not layer_s or any(not np.all(t >= 0) for t in layer_s.values()):
-        raise SpecError(str(path), ["layer times must be numbers and not negative, and there must be some"])
-    return LayerProfile(device=device, layer_s=layer_s, update_s=update_s)
+        read: object = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(str(path), [f"cannot be read: {error.strerror}"]) from None
+    except ValueError as error:
+        raise SpecError(str(path), [f"no JSON ({error})"]) from None
+    return read
 
 
 def read_layer_table(path: Path, model: str) -> LayerTable:
@@ -130,7 +165,8 @@ def read_layer_table(path: Path, model: str) -> LayerTable:
         if the file lacks the model or its sizes at micro-batch 1.
     """
     try:
-        layers = json.loads(path.read_text(encoding="utf-8"))[model]["1"]
+        found = _json(path)
+        layers = found[model]["1"]  # type: ignore[index]
         rows = [layers[str(i)] for i in range(len(layers))]
         return LayerTable(
             num_params=np.array([row["params_floats"] for row in rows], dtype=np.float64),
@@ -138,5 +174,6 @@ def read_layer_table(path: Path, model: str) -> LayerTable:
             output_bytes=np.array([row["act_output_bytes"] for row in rows], dtype=np.float64),
             residual_bytes=float(rows[1]["act_output_bytes"]),
         )
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise SpecError(str(path), [f"no sizes of {model}: {type(error).__name__} {error}"]) from None
+    except (ValueError, KeyError, IndexError, TypeError):
+        needed = "params_floats, act_mem_bytes and act_output_bytes of every layer at micro-batch 1"
+        raise SpecError(str(path), [f"no sizes of {model}: expected {needed}"]) from None

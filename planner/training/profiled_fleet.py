@@ -218,6 +218,11 @@ def _links(
         strange = sorted(set(link.groups) - set(names))
         if strange:
             raise SpecError(path, [f"links.{number}.groups: no group is called {', '.join(strange)}"])
+        if link.tp not in degrees:
+            measured = ", ".join(map(str, degrees))
+            raise SpecError(
+                path, [f"links.{number}.tp: no layer was measured at {link.tp}, only at {measured}"]
+            )
         curve = LinkCurve(
             coefficients=link.coefficients or (0.0, 0.0, link.peak_bytes_per_s / 1e9),
             peak_bytes_per_s=link.peak_bytes_per_s,

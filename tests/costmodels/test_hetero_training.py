@@ -103,8 +103,19 @@ def test_files_are_read_and_bad_ones_named(tmp_path):
     path.write_text(json.dumps({"2": {"4": {"0": [1, 2, 3], "1": [4, 5, 6]}}}))
     read = read_layer_profile(path, "A")
     assert read.times_s(2, 4).tolist() == [3.0, 9.0]
-    path.write_text(json.dumps({"2": {"4": {"0": [-1, 0, 3]}}}))
-    with pytest.raises(SpecError, match="not negative"):
+    for table, why in (
+        ({"2": {"4": {"0": [-1, 5, 3]}}}, r"layers.2.4.0.0: -1.* is too small"),
+        ({"2": {"4": {"0": [1, float("nan"), 3]}}}, r"layers.2.4.0.1: nan"),
+        ({"2": {"4": {"0": [1, 2]}}}, r"layers.2.4.0.2: is missing"),
+        ({"2": {"4": {"0": [1, 2, 3], "2": [1, 2, 3]}}}, r"layers.2.4: lacks layer 1"),
+        ({"2": {}}, "no layer times"),
+        ([], "mapping"),
+    ):
+        path.write_text(json.dumps(table))
+        with pytest.raises(SpecError, match=why):
+            read_layer_profile(path, "A")
+    path.write_text("{")
+    with pytest.raises(SpecError, match="no JSON"):
         read_layer_profile(path, "A")
     path.write_text(json.dumps({"m": {"1": {"0": {}}}}))
     with pytest.raises(SpecError, match="no sizes of m"):

@@ -55,12 +55,17 @@ def test_the_plan_is_the_best_of_all_candidates() -> None:
     ("text", "message"),
     [
         ("profiles: {new: layers-new.json}\n", "groups of old-and-new are new, old"),
-        ("profiles: {new: layers-new.json, old: nothing.json}\n", "no layer profile"),
+        ("profiles: {new: layers-new.json, old: nothing.json}\n", "cannot be read"),
         ("profil: {}\n", "unexpected key"),
         (
             "profiles: {new: layers-new.json, old: layers-old.json}\n"
             "links: [{groups: [new, moon], peak_bytes_per_s: 1 GB/s}]\n",
             "no group is called moon",
+        ),
+        (
+            "profiles: {new: layers-new.json, old: layers-old.json}\n"
+            "links: [{groups: [new, old], tp: 3, peak_bytes_per_s: 1 GB/s}]\n",
+            "no layer was measured at 3, only at 1, 2, 4",
         ),
     ],
 )
