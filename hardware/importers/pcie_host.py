@@ -8,7 +8,7 @@ of a socket share, and between sockets they get less than the links are rated at
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["pcie_host", "pcie_technology"]
+__all__ = ["pcie_host", "pcie_technology", "socket_blocks"]
 
 Kinds = dict[tuple[str, str], str]
 
@@ -41,7 +41,7 @@ def pcie_host(
     }
     socket_rate, cross_rate = _STAGED[technology]
     switches = _blocks(devices, lambda a, b: kinds[a, b] in _SAME_SWITCH)
-    sockets = _blocks(devices, lambda a, b: kinds[a, b] != "SYS")
+    sockets = socket_blocks(devices, kinds)
     parts = [{"id": f"psw{i}", "kind": "switch"} for i in range(len(switches))]
     parts += [{"id": f"cpu{i}", "kind": "cpu"} for i in range(len(sockets))]
     switch_of = {device: i for i, block in enumerate(switches) for device in block}
@@ -61,6 +61,11 @@ def pcie_host(
     links += [{"pairs": ports, **link}] if ports else []
     pools = [{"name": f"socket{i}", "bytes_per_s": socket_rate} for i in range(len(sockets))]
     return {"parts": parts, "pools": pools, "links": links}
+
+
+def socket_blocks(devices: tuple[str, ...], kinds: Kinds) -> list[list[str]]:
+    """Return the devices of each socket: those that a path which is not SYS joins."""
+    return _blocks(devices, lambda a, b: kinds[a, b] != "SYS")
 
 
 def _beside(

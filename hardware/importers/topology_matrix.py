@@ -6,13 +6,13 @@ each of seven others); direct meshes show the links of each pair.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hardware.device import Device
 from hardware.errors import SpecError
-from hardware.importers.pcie_host import pcie_host, pcie_technology
+from hardware.importers.pcie_host import pcie_host, pcie_technology, socket_blocks
 
 __all__ = ["TopologyMatrix", "node_block", "nvlink_technology", "read_topology"]
 
@@ -21,6 +21,8 @@ _LATENCY = "1 us"
 """Assumed for a link whose latency no tool prints."""
 _PCIE_BYTES_PER_S = 32e9
 """Assumed (PCIe 4 x16) where the device's data sheet gives no PCIe rate."""
+_CPU_LINK = {"technology": "cpu-link", "bytes_per_s": "24 GB/s"}
+"""Assumed between the sockets of a host whose devices have links of their own inside each."""
 _NIC_BYTES_PER_S = 25e9
 """Assumed (200 Gb/s) of a port whose rate the tool does not print."""
 _NVLINK = {
@@ -67,8 +69,19 @@ def read_topology(path: Path, tool: str) -> TopologyMatrix:
         found = re.search(r"Link Type between two GPUs[^\n]*\n(.*?)(?:\n=|\Z)", text, re.DOTALL)
         if found is None:
             raise SpecError(str(path), ["no section 'Link Type between two GPUs'; run rocm-smi --showtopo"])
-        text = found.group(1)
+        hops = re.search(r"Hops between two GPUs[^\n]*\n(.*?)(?:\n=|\Z)", text, re.DOTALL)
+        matrix = _parse(path, found.group(1))
+        return matrix if hops is None else _direct_only(matrix, _parse(path, hops.group(1)))
     return _parse(path, text)
+
+
+def _direct_only(matrix: TopologyMatrix, hops: TopologyMatrix) -> TopologyMatrix:
+    """Return the matrix without links between devices that are several hops apart, which others forward."""
+    kinds = {
+        pair: "FORWARDED" if kind == "XGMI" and hops.kinds.get(pair, "1") != "1" else kind
+        for pair, kind in matrix.kinds.items()
+    }
+    return replace(matrix, kinds=kinds)
 
 
 def _parse(path: Path, text: str) -> TopologyMatrix:
@@ -147,15 +160,21 @@ def node_block(matrix: TopologyMatrix, device: Device, where: str) -> dict[str, 
         "bytes_per_s": f"{pcie_bytes_per_s / 1e9:g} GB/s",
         "latency_s": _LATENCY,
     }
-    parts: list[dict[str, Any]] = [gpus, {"id": "cpu", "kind": "cpu"}]
-    links: list[dict[str, Any]] = [{"each": ["gpu*", "cpu"], **pcie}]
+    sockets = socket_blocks(matrix.devices, matrix.kinds)
+    parts: list[dict[str, Any]] = [gpus, *({"id": f"cpu{i}", "kind": "cpu"} for i in range(len(sockets)))]
+    socket_of = {device: i for i, block in enumerate(sockets) for device in block}
+    seats = [[f"gpu{n}", f"cpu{socket_of[device]}"] for n, device in enumerate(matrix.devices)]
+    links: list[dict[str, Any]] = [{"pairs": seats, **pcie}]
+    if len(sockets) > 1:
+        between = [[f"cpu{i}", f"cpu{j}"] for j in range(len(sockets)) for i in range(j)]
+        links.append({"pairs": between, **_CPU_LINK, "latency_s": _LATENCY})
     if any(counts.values()):
         if device.scale_up_bytes_per_s is None:
             raise SpecError(where, [f"device {device.name} has no rated scale-up bandwidth for these links"])
         more_parts, more_links = _scale_up(matrix, counts, device)
         parts += more_parts
         links += more_links
-    links += [{"each": ["nic*", "cpu"], **pcie}] if nics else []
+    links += [{"each": ["nic*", "cpu0"], **pcie}] if nics else []
     return {"device": device.name, "parts": parts + nics, "links": links}
 
 

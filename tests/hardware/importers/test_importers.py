@@ -217,6 +217,42 @@ def test_a_host_of_pcie_devices_keeps_its_switches_and_sockets(tmp_path):
     assert [v.bytes_per_s for v in mine.levels] == pytest.approx([v.bytes_per_s for v in known.levels])
 
 
+def test_quads_of_npus_share_the_link_between_their_sockets(tmp_path):
+    """Two HCCS quads: fast inside, a share of the sockets' link across, as in the catalogue's own server."""
+    rows = [
+        [f"NPU{i}", *("X" if i == j else "HCCS" if i // 4 == j // 4 else "SYS" for j in range(8))]
+        for i in range(8)
+    ]
+    text = "\n".join("  ".join(row) for row in [["    ", *(row[0] for row in rows)], *rows])
+    made = imported_cluster(
+        "npu-smi", [write(tmp_path, "t.txt", text)], node=None, device="ascend-910a", name="mine"
+    )
+    mine, known = find_cluster(write(tmp_path, "c.yaml", made)), find_cluster("atlas-910a", 1)
+    assert [v.size for v in mine.levels] == [v.size for v in known.levels]
+    assert [v.bytes_per_s for v in mine.levels] == pytest.approx([v.bytes_per_s for v in known.levels])
+
+
+def test_devices_two_hops_apart_have_no_link_of_their_own(tmp_path):
+    """A ring of four: rocm-smi calls every pair XGMI and counts the hops in a table of its own."""
+    names = [f"GPU{i}" for i in range(4)]
+    heading = "       " + "  ".join(names)
+    far = [[0 if i == j else 1 + (abs(i - j) == 2) for j in range(4)] for i in range(4)]
+    hops = "\n".join(f"{n}  {'  '.join(map(str, row))}" for n, row in zip(names, far, strict=True))
+    kinds = "\n".join(
+        f"{n}  {'  '.join('0' if i == j else 'XGMI' for j in range(4))}" for i, n in enumerate(names)
+    )
+    text = (
+        f"=== Hops between two GPUs ===\n{heading}\n{hops}\n\n"
+        f"=== Link Type between two GPUs ===\n{heading}\n{kinds}\n\n=== End ===\n"
+    )
+    made = imported_cluster(
+        "rocm-smi", [write(tmp_path, "t.txt", text)], node=None, device="mi300x", name="mine"
+    )
+    topology = find_cluster(write(tmp_path, "c.yaml", made)).groups[0].node.topology
+    direct = {(k.a, k.b) for k in topology.links if k.technology == "xgmi"}
+    assert direct == {("gpu0", "gpu1"), ("gpu0", "gpu3"), ("gpu1", "gpu2"), ("gpu2", "gpu3")}
+
+
 def test_uneven_pcie_hosts_are_read(tmp_path):
     """Three devices on one switch, one on another; the port sits beside the fourth."""
     rows = [
