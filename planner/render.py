@@ -193,7 +193,7 @@ def _print_certificate(plan: TrainingPlan, out: Console) -> None:
 def _world(plan: PlanFile[TrainingPlan]) -> str:
     ranks = plan.plans[0].placement.ranks
     hosts = len({r.host for r in ranks})
-    return f"{plan.request['cluster']}: {len(ranks)} devices in {hosts} nodes"
+    return f"{plan.request['cluster']}: {len(ranks)} devices in {hosts} node{'s' if hosts > 1 else ''}"
 
 
 def _print_search(plan: PlanFile[Any], out: Console) -> None:

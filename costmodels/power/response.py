@@ -24,7 +24,6 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodels.power.data import read_power_coefficients
-from hardware.errors import OutOfDomainError
 
 __all__ = [
     "CapFit",
@@ -76,20 +75,6 @@ class CapResponse:
             np.asarray(cap_frac, dtype=float), np.asarray(natural_frac, dtype=float)
         )
         return _throughput_frac(cap, natural, self.static_frac, self.voltage_floor, self.spread_frac)
-
-    def cap_for(self, throughput_frac: float, natural_frac: float) -> float:
-        """Return the smallest cap, over rated power, that keeps `throughput_frac` of the throughput."""
-        if not 0 < throughput_frac < 1:
-            message = f"throughput_frac {throughput_frac} is not between 0 and 1 (both excluded)"
-            raise OutOfDomainError(message)
-        low, high = self.static_frac, 1.0
-        for _ in range(60):
-            middle = 0.5 * (low + high)
-            if float(self.throughput_frac(middle, natural_frac)) < throughput_frac:
-                low = middle
-            else:
-                high = middle
-        return high
 
 
 def inert_cap(cap_w: Floats | float, natural_w: Floats | float) -> npt.NDArray[np.bool_]:

@@ -125,7 +125,7 @@ class Rank:
 
     def _form(self, now_s: float, seen_s: float) -> int:
         load, settings, batch = self.load, self._settings, self.batch
-        load.prefill_tokens = load.num_prefills = 0
+        load.prefill_tokens = 0
         load.prefill_pairs = 0.0
         self._chunks.clear()
         self._now_s, self._unseen = now_s, False
@@ -284,7 +284,6 @@ class Rank:
         self.pool.filled(request, done + chunk)
         load = self.load
         load.prefill_tokens += chunk
-        load.num_prefills += 1
         load.prefill_pairs += chunk * (done + 0.5 * (chunk + 1))
 
     def _admit(self, budget: int, now_s: float, seen_s: float) -> None:

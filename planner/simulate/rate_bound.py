@@ -177,7 +177,6 @@ def _seconds(timer: StepTimer, tokens: int, size: int, work: _Work) -> float:
     load = Load(
         prefill_tokens=tokens,
         prefill_pairs=tokens * work.pairs_per_token,
-        num_prefills=1,
         num_seqs=size,
         kv_tokens=kv,
     )

@@ -44,7 +44,6 @@ class Load:
     prefill_tokens: int = 0
     prefill_pairs: float = 0.0
     """Query-key pairs of the prompt chunks, sum of c h + c (c + 1) / 2 for chunk c at context h."""
-    num_prefills: int = 0
     num_seqs: int = 0
     """Decoding sequences."""
     kv_tokens: float = 0.0

@@ -12,7 +12,8 @@ from costmodels.power.draw import DevicePower, step_energy_j
 from costmodels.power.response import cap_response
 from costmodels.power.training import training_power
 from hardware.cluster import Cluster
-from hardware.errors import InputError
+from hardware.device import Device
+from hardware.errors import InputError, OutOfDomainError
 from hardware.pricing import device_price
 from planner.request import TrainRequest
 
@@ -90,12 +91,20 @@ def _cap(
     return cap_w, throughput, (note,)
 
 
+def _usd_per_hour(device: Device) -> float:
+    try:
+        return device_price(device).usd_per_hour
+    except OutOfDomainError:
+        message = f"objective: 'cost' needs a price of {device.name}; give it as `prices` in its device file"
+        raise OutOfDomainError(message) from None
+
+
 def _score(
     objective: str, cluster: Cluster, power: DevicePower, cap_w: float | None
 ) -> Callable[[CostTable], Floats]:
     if objective == "energy":
         return lambda costs: step_energy_j(power, costs.time_parts(), cluster.num_devices, cap_w=cap_w)
     if objective == "cost":
-        usd_per_s = device_price(cluster.device).usd_per_hour / 3600 * cluster.num_devices
+        usd_per_s = _usd_per_hour(cluster.device) / 3600 * cluster.num_devices
         return lambda costs: costs.step_s * usd_per_s
     return lambda costs: costs.step_s

@@ -38,7 +38,7 @@ def attention(**changes: object) -> Attention:
         "head_dim": 8,
         "value_dim": 8,
     }
-    return Attention(**(fields | changes))  # type: ignore[arg-type]
+    return Attention(**(fields | changes))
 
 
 def test_gpt_training_flops_follow_the_published_formula() -> None:

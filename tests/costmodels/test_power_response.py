@@ -13,7 +13,6 @@ from costmodels.power.response import (
     fit_cap_responses,
     inert_cap,
 )
-from hardware.errors import OutOfDomainError
 
 PLAIN = CapResponse(
     device="x", static_frac=0.2, voltage_floor=0.7, spread_frac=0.05, log_sigma=0.05, measured=True
@@ -46,16 +45,6 @@ def test_more_cap_never_slows_and_more_draw_never_quickens(low, high, natural):
     low, high = sorted((low, high))
     assert PLAIN.throughput_frac(low, natural) <= PLAIN.throughput_frac(high, natural) + 1e-12
     assert PLAIN.throughput_frac(0.5, high) <= PLAIN.throughput_frac(0.5, low) + 1e-12
-
-
-@given(st.floats(0.3, 0.99), st.floats(0.4, 1.0))
-def test_the_cap_for_a_throughput_gives_that_throughput(frac, natural):
-    assert PLAIN.throughput_frac(PLAIN.cap_for(frac, natural), natural) == pytest.approx(frac, rel=1e-5)
-
-
-def test_a_throughput_of_one_has_no_smallest_cap():
-    with pytest.raises(OutOfDomainError, match="between 0 and 1"):
-        PLAIN.cap_for(1.0, 0.5)
 
 
 def test_a_cap_above_the_draw_is_inert():

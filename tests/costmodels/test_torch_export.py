@@ -21,7 +21,7 @@ BATCH, SEQ, WIDTH, HEADS, VOCAB = 2, 8, 32, 4, 50
 def small_gpt(num_layers: int) -> Any:
     nn, functional = torch.nn, torch.nn.functional
 
-    class Layer(nn.Module):  # type: ignore[misc, name-defined]
+    class Layer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.norm_1, self.norm_2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
@@ -35,7 +35,7 @@ def small_gpt(num_layers: int) -> Any:
             x = x + self.out(attended.transpose(1, 2).reshape(x.shape))
             return x + self.down(functional.gelu(self.up(self.norm_2(x))))
 
-    class Gpt(nn.Module):  # type: ignore[misc, name-defined]
+    class Gpt(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.tokens = nn.Embedding(VOCAB, WIDTH)
@@ -114,7 +114,7 @@ def test_a_convolutional_network_counts_per_sample() -> None:
 
 
 def test_einsum_and_recurrent_networks_by_hand() -> None:
-    class Scores(torch.nn.Module):  # type: ignore[misc, name-defined]
+    class Scores(torch.nn.Module):
         def forward(self, x: Any) -> Any:
             return torch.einsum("bqd,bkd->bqk", x, x)
 
@@ -127,7 +127,7 @@ def test_einsum_and_recurrent_networks_by_hand() -> None:
 
 
 def test_unknown_work_is_an_error_that_names_it() -> None:
-    class Spectrum(torch.nn.Module):  # type: ignore[misc, name-defined]
+    class Spectrum(torch.nn.Module):
         def forward(self, x: Any) -> Any:
             return torch.fft.fft(x).real
 

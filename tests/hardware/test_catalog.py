@@ -67,7 +67,7 @@ def test_names_that_others_rely_on() -> None:
 )
 def test_an_unknown_name_suggests_near_ones(find: object, name: str, near: str) -> None:
     with pytest.raises(UnknownNameError, match=f"did you mean.*{near}"):
-        find(name)  # type: ignore[operator]
+        find(name)
 
 
 def test_finding_one_name_reads_its_file_and_its_device_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ def _two_level(**more: object) -> Cluster:
         "intra_bytes_per_s": 300 * GB,
         "inter_bytes_per_s": 25 * GB,
     }
-    return homogeneous_cluster(**(given | more))  # type: ignore[arg-type]
+    return homogeneous_cluster(**(given | more))
 
 
 def test_a_plain_cluster_has_the_levels_it_was_given() -> None:

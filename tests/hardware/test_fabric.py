@@ -10,7 +10,7 @@ GB = 1e9
 
 
 def _clos(**more: object) -> Fabric:
-    return Fabric(name="net", kind=FabricKind.CLOS, technology="ib", latency_s=5e-6, **more)  # type: ignore[arg-type]
+    return Fabric(name="net", kind=FabricKind.CLOS, technology="ib", latency_s=5e-6, **more)
 
 
 def _levels(fabric: Fabric, num_nodes: int) -> list[tuple[str, int, float, float]]:

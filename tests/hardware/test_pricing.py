@@ -17,7 +17,7 @@ def _price(**more: object) -> Price:
         "ref": "list",
         "confidence": "read",
     }
-    return Price(**(given | more))  # type: ignore[arg-type]
+    return Price(**(given | more))
 
 
 def test_a_price_has_provider_and_date() -> None:

@@ -5,11 +5,11 @@ from hardware.topology import Link, Part, PartKind, Pool, Topology
 
 
 def _link(a: str, b: str, **more: object) -> Link:
-    return Link(a=a, b=b, technology="nvlink3", bytes_per_s=25e9, latency_s=1e-6, **more)  # type: ignore[arg-type]
+    return Link(a=a, b=b, technology="nvlink3", bytes_per_s=25e9, latency_s=1e-6, **more)
 
 
 def _gpu(name: str, **more: object) -> Part:
-    return Part(id=name, kind=PartKind.ACCELERATOR, **more)  # type: ignore[arg-type]
+    return Part(id=name, kind=PartKind.ACCELERATOR, **more)
 
 
 @pytest.mark.parametrize(

@@ -52,3 +52,10 @@ def test_plans_carry_watts_and_joules_and_a_budget_slows_and_saves(meshwright, t
     assert capped["step_s"] > plain["step_s"]
     assert capped["watts_per_device"] <= 250.0 + 1e-6
     assert energy["energy_j"] <= plain["energy_j"] * (1 + 1e-9)
+
+
+def test_cost_without_a_price_says_where_one_goes(meshwright):
+    asked = ("plan", "train", "--model", "gpt3-1.3b", "--cluster", "atlas-910b", "--nodes", "1")
+    said = meshwright(*asked, "--seq-len", "2048", "--global-batch", "64", "--objective", "cost")
+    assert said.exit_code == 2
+    assert "objective: 'cost' needs a price of ascend-910b; give it as `prices`" in said.stderr

@@ -29,8 +29,8 @@ class Quick(NumpyBackend):
     def __init__(self) -> None:
         super().__init__(Ranks())
 
-    def prepare(self, kind: str, shape: object, dtype: str) -> object:  # type: ignore[override]
-        if dict(shape) == {"num_bytes": 4096.0}:  # type: ignore[call-overload]
+    def prepare(self, kind: str, shape: object, dtype: str) -> object:
+        if dict(shape) == {"num_bytes": 4096.0}:
             message = "out of memory"
             raise KernelFailedError(message)
         return lambda: None
@@ -123,7 +123,7 @@ def test_what_was_disturbed_is_taken_again(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_accounts")
 def test_a_machine_that_stays_busy_is_measured_all_the_same(tmp_path: Path) -> None:
     backend = Disturbed(busy=10**6)
-    backend.reference_s = iter([1e-4] * 5 + [4e-4] * 10**4).__next__  # type: ignore[method-assign]
+    backend.reference_s = iter([1e-4] * 5 + [4e-4] * 10**4).__next__
     found = run_profile(backend, COPIES[:2] * 20, tmp_path / "s.csv", device="box")
     assert found.num_disturbed == found.num_measured
     assert found.num_retaken < 10

@@ -37,7 +37,7 @@ def test_caps_fall_and_leave_less_and_stay_in_the_devices_range():
 def test_a_slowed_timer_divides_each_phase_by_what_is_left():
     slow = SlowedTimer(TIMER, prefill_frac=0.5, decode_frac=0.8)
     assert slow.decode_s(4, 100.0) == pytest.approx(TIMER.decode_s(4, 100.0) / 0.8)
-    load = Load(prefill_tokens=100, prefill_pairs=5050.0, num_prefills=1)
+    load = Load(prefill_tokens=100, prefill_pairs=5050.0)
     assert slow.step_s(load) == pytest.approx(2.0 * TIMER.step_s(load))
     decode = Load(num_seqs=2, kv_tokens=50.0)
     assert slow.lockstep_s([load, decode]) == pytest.approx(2.0 * TIMER.lockstep_s([load, decode]))

@@ -153,7 +153,7 @@ def test_strict_refuses_what_would_be_lost(tmp_path: Path, meshwright: Meshwrigh
 
 
 def test_recomputed_layers_per_chunk(tmp_path: Path) -> None:
-    def change(document: dict) -> None:  # type: ignore[type-arg]
+    def change(document: dict) -> None:
         document["plans"][0]["strategy"].update(recompute="full", recompute_layers=7)
 
     emission = emit_plan(str(changed(tmp_path, "gpt3", change)), "megatron-lm")
@@ -162,7 +162,7 @@ def test_recomputed_layers_per_chunk(tmp_path: Path) -> None:
 
 
 def test_stages_of_different_tensor_degree_are_refused(tmp_path: Path) -> None:
-    def change(document: dict) -> None:  # type: ignore[type-arg]
+    def change(document: dict) -> None:
         stage = {"group": "a", "num_layers": 16, "peak_memory_bytes": 1.0}
         document["plans"][0]["stages"] = [stage | {"tp": 1}, stage | {"tp": 2}]
 
@@ -173,7 +173,7 @@ def test_stages_of_different_tensor_degree_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", ["vllm", "sglang", "tensorrt-llm"])
 @pytest.mark.parametrize("scheduler", ["shell", "slurm", "kubernetes", "skypilot"])
 def test_instances_of_several_machines(tmp_path: Path, target: str, scheduler: str) -> None:
-    def change(document: dict) -> None:  # type: ignore[type-arg]
+    def change(document: dict) -> None:
         document["plans"][0]["mix"][0]["config"].update(tp=8, pp=2)
 
     path = changed(tmp_path, "serve-single", change)
@@ -189,7 +189,7 @@ def test_instances_of_several_machines(tmp_path: Path, target: str, scheduler: s
 
 
 def test_attention_groups_over_several_machines(tmp_path: Path) -> None:
-    def change(document: dict) -> None:  # type: ignore[type-arg]
+    def change(document: dict) -> None:
         document["plans"][0]["mix"][0]["config"].update(tp=2, dp=8)
 
     files = emit_plan(str(changed(tmp_path, "serve-single", change)), "vllm").files

@@ -38,8 +38,8 @@ def random_trace(seed: int, count: int, rate: float, prompt: int = 400, output: 
 
 def spec(**changes: object) -> EngineSpec:
     base: dict[str, object] = {"timer": TIMER, "kv_tokens": 100_000, "settings": EngineSettings()}
-    return EngineSpec(**(base | changes))  # type: ignore[arg-type]
+    return EngineSpec(**(base | changes))
 
 
 def fleet_of(engine: EngineSpec, count: int = 1, **changes: object) -> Fleet:
-    return Fleet(pools=(Pool(name="a", engine=engine, count=count),), **changes)  # type: ignore[arg-type]
+    return Fleet(pools=(Pool(name="a", engine=engine, count=count),), **changes)

@@ -183,7 +183,7 @@ def split_fleet(**changes: object) -> Fleet:
             Pool(name="p", engine=replace(engine, role=Role.PREFILL), count=2),
             Pool(name="d", engine=replace(engine, role=Role.DECODE, kv_tokens=4800), count=2),
         ),
-        **changes,  # type: ignore[arg-type]
+        **changes,
     )
 
 

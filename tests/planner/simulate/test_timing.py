@@ -29,7 +29,6 @@ def test_grid_is_close_to_the_function_it_samples() -> None:
         load = Load(
             prefill_tokens=chunk,
             prefill_pairs=chunk * (context + 0.5 * (chunk + 1)),
-            num_prefills=1,
             num_seqs=num_seqs,
             kv_tokens=num_seqs * kv,
         )
@@ -113,9 +112,7 @@ def test_layer_tables_add_up_to_an_iteration(tmp_path: Path) -> None:
     # 10 layers of qkv, o and two norms at 64 tokens, attention of 64 x 1024, and the head.
     layer = 4 * (10 + 6.4) + 64 * 0.5 + 64 * 1024 * 1e-3
     assert timer.decode_s(64, 64 * 1024.0) == pytest.approx((10 * layer + 100) * 1e-6, rel=1e-3)
-    mixed = Load(
-        prefill_tokens=256, prefill_pairs=256 * 128.5, num_prefills=1, num_seqs=64, kv_tokens=65536.0
-    )
+    mixed = Load(prefill_tokens=256, prefill_pairs=256 * 128.5, num_seqs=64, kv_tokens=65536.0)
     layer = 4 * (10 + 32.0) + 1.5 * (25.6 + 32 + 65.536)
     assert timer.step_s(mixed) == pytest.approx((10 * layer + 100) * 1e-6, rel=0.02)
 

@@ -65,7 +65,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("take", "filled", "forget", "grow"):
         plain = getattr(TreePool, name)
 
-        def after(self: TreePool, *args: object, plain=plain, name=name, **more: object) -> object:  # type: ignore[no-untyped-def]
+        def after(self: TreePool, *args: object, plain=plain, name=name, **more: object) -> object:
             found = plain(self, *args, **more)
             if self.held.keys() == self.shared.keys():
                 check(self)
