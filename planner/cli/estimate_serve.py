@@ -33,6 +33,12 @@ def estimate_serve(
     num_adapters: Annotated[
         int, typer.Option("--num-adapters", help="Adapters kept in device memory.", min=0)
     ] = 0,
+    draft_tokens: Annotated[
+        int, typer.Option("--draft-tokens", help="Tokens drafted per step; 0 is none.", min=0)
+    ] = 0,
+    accepted_tokens: Annotated[
+        float, typer.Option("--accepted-tokens", help="Of them, accepted per step on average.", min=0.0)
+    ] = 0.0,
     usd_per_hour: Annotated[
         float | None, typer.Option("--usd-per-hour", help="Price of one device; else the catalogue's.")
     ] = None,

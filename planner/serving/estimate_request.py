@@ -15,7 +15,7 @@ from hardware.pricing import device_price
 from planner.serving.estimate import ServingEstimate, estimate_serving
 from planner.serving.fields import Count, Format, KvFormat, Natural, Positive
 from planner.serving.offers import named_device
-from planner.serving.request import generation_problem
+from planner.serving.request import draft_problems, generation_problem
 from planner.serving.space import broken_rule, has_experts, quant_of, quants_of, rule_words
 
 __all__ = ["EstimateRequest", "estimate_asked"]
@@ -45,6 +45,10 @@ class EstimateRequest:
     kv_format: KvFormat = "bf16"
     lora_rank: Natural = 0
     num_adapters: Natural = 0
+    draft_tokens: Natural = 0
+    """Tokens drafted per step."""
+    accepted_tokens: float = 0.0
+    """Of them, accepted per step on average."""
     usd_per_hour: Positive | None = None
     """Price of one device; the catalogue's where left out."""
     catalog: tuple[str, ...] = ()
@@ -77,6 +81,7 @@ def estimate_asked(request: EstimateRequest) -> ServingEstimate:
         problems.append(
             f"num_adapters: {request.num_adapters} with lora_rank {request.lora_rank}; give both, from 1"
         )
+    problems += draft_problems(request.draft_tokens, request.accepted_tokens)
     if problems:
         raise SpecError("request", problems)
     config = ServingConfig(
@@ -88,6 +93,7 @@ def estimate_asked(request: EstimateRequest) -> ServingEstimate:
         chunked=stack.chunked,
         lora_rank=request.lora_rank,
         num_adapters=request.num_adapters,
+        draft_tokens=request.draft_tokens,
     )
     return estimate_serving(
         model,
@@ -98,6 +104,7 @@ def estimate_asked(request: EstimateRequest) -> ServingEstimate:
         prompt_tokens=request.prompt_tokens,
         output_tokens=request.output_tokens,
         concurrency=request.concurrency,
+        tokens_per_step=1.0 + request.accepted_tokens,
     )
 
 

@@ -31,7 +31,7 @@ from planner.serving.fields import (
 from planner.serving.models import ModelDemand
 from planner.serving.offers import DeviceOffer, device_offers
 
-__all__ = ["ServeRequest", "generation_problem", "read_serve_request", "resolve_serving"]
+__all__ = ["ServeRequest", "draft_problems", "generation_problem", "read_serve_request", "resolve_serving"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +163,18 @@ def generation_problem(model: ModelGraph) -> str | None:
     return None
 
 
+def draft_problems(draft_tokens: int, accepted_tokens: float) -> list[str]:
+    """Return why drafts and their acceptance do not fit together, in words; empty where they do."""
+    if draft_tokens and not 0 < accepted_tokens <= draft_tokens:
+        return [
+            f"accepted_tokens: {accepted_tokens:g} with draft_tokens {draft_tokens}; "
+            "state how many are accepted per step, above 0 and at most draft_tokens"
+        ]
+    if accepted_tokens and not draft_tokens:
+        return [f"draft_tokens: 0 with accepted_tokens {accepted_tokens:g}; give both, drafts from 1"]
+    return []
+
+
 def _contradictions(request: ServeRequest, offers: tuple[DeviceOffer, ...]) -> list[str]:
     names = {offer.device.name for offer in offers}
     problems = [
@@ -177,11 +189,7 @@ def _contradictions(request: ServeRequest, offers: tuple[DeviceOffer, ...]) -> l
         )
     if not request.slo.targets:
         problems.append("slo_ttft_s, slo_tpot_s, slo_e2e_s: at least one target is needed")
-    if request.draft_tokens and not 0 < request.accepted_tokens <= request.draft_tokens:
-        problems.append(
-            f"accepted_tokens: {request.accepted_tokens:g} with draft_tokens {request.draft_tokens}; "
-            "state how many are accepted per step, above 0 and at most draft_tokens"
-        )
+    problems += draft_problems(request.draft_tokens, request.accepted_tokens)
     if bool(request.lora_rank) != bool(request.num_adapters):
         problems.append(
             f"num_adapters: {request.num_adapters} with lora_rank {request.lora_rank}; give both, from 1"

@@ -154,6 +154,7 @@ def test_a_device_that_cannot_hold_the_model_is_left_out_with_the_reason():
         ({"rate_per_s": None}, InputError, "rate_per_s"),
         ({"slo_ttft_s": None, "slo_tpot_s": None}, SpecError, "at least one target"),
         ({"draft_tokens": 2}, SpecError, "accepted"),
+        ({"accepted_tokens": 0.8}, SpecError, "draft_tokens: 0 with accepted_tokens 0.8"),
         ({"lora_rank": 16}, SpecError, "num_adapters"),
     ],
 )
@@ -258,3 +259,14 @@ def test_requests_beyond_the_models_context_are_told():
         workload="fixed:140000x64", gpus=("h100",), usd_per_hour={"h100": 5.0}, slo_ttft_s=60.0
     ).diagnostics
     assert any("100 % of the requests are longer than the 131072 tokens" in note for note in notes)
+
+
+def test_accepted_drafts_shorten_the_time_per_token_of_an_estimate():
+    def tpot_s(*words):
+        line = ["estimate", "serve", "--model", "llama-3.1-8b", "--concurrency", "8", "--json", *words]
+        shown = CliRunner().invoke(build_app(line), line)
+        assert shown.exit_code == 0, shown.output
+        return json.loads(shown.stdout)["tpot_s"]
+
+    drafted = tpot_s("--draft-tokens", "2", "--accepted-tokens", "1.2")
+    assert tpot_s() / 2.2 < drafted < tpot_s()
