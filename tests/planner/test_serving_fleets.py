@@ -88,7 +88,7 @@ def test_each_model_of_a_fleet_has_a_file_that_can_be_simulated_and_launched(tmp
         ({"models": ({"model": "llama-33b"},)}, "llama"),
         ({"gpus": (), "cluster": "no-such-cluster"}, "cluster"),
         ({"gpus": ()}, "gpus"),
-        ({"cluster": "dgx-h100"}, "not both"),
+        ({"cluster": "dgx-h100"}, "one of the two"),
         ({"objective": "speed"}, "objective"),
         ({"objective": "throughput"}, "needs a limit"),
     ],
