@@ -81,11 +81,13 @@ def device_offers(request: _Wishes) -> tuple[DeviceOffer, ...]:
     offers: list[DeviceOffer] = []
     if bool(request.gpus) == (request.cluster is not None):
         raise SpecError("request", ["gpus: give devices (h100, a100-80gb ...) or a cluster, one of the two"])
+    listed = _listed(request)
     if request.cluster is not None:
-        return _of_cluster(request, request.cluster)
+        return _of_cluster(request, request.cluster, listed)
     for name in request.gpus:
         try:
-            offers.append(_named(request, name))
+            device, levels = named_device(name, request.catalog)
+            offers.append(_offer(request, device, levels, math.inf, listed))
         except PlannerError as error:
             problems.append(f"gpus: {error}")
     if problems:
@@ -112,12 +114,28 @@ def named_device(name: str, catalogs: tuple[str, ...]) -> tuple[Device, tuple[Le
     return device, serving_machine(device).levels
 
 
-def _named(request: _Wishes, name: str) -> DeviceOffer:
-    device, levels = named_device(name, request.catalog)
-    return _offer(request, device, levels, math.inf)
+def _listed(request: _Wishes) -> tuple[PriceOffer, ...]:
+    """Return the offers of the price file, devices by their catalogue names."""
+    if request.prices is None:
+        return ()
+    problems: list[str] = []
+    offers: list[PriceOffer] = []
+    try:
+        for number, offer in enumerate(read_price_file(request.prices)):
+            try:
+                device = find_device(offer.device, catalogs=request.catalog)
+            except UnknownNameError as error:
+                problems.append(f"offers.{number}.device: {error}")
+            else:
+                offers.append(replace(offer, device=device.name))
+    except SpecError as error:
+        problems += error.problems
+    if problems:
+        raise SpecError("request", [f"prices: {request.prices}: {problem}" for problem in problems])
+    return tuple(offers)
 
 
-def _of_cluster(request: _Wishes, name: str) -> tuple[DeviceOffer, ...]:
+def _of_cluster(request: _Wishes, name: str, listed: tuple[PriceOffer, ...]) -> tuple[DeviceOffer, ...]:
     """Return one offer per type of device; types in several groups stand in the nodes of the largest."""
     try:
         cluster = find_cluster(name, request.nodes, catalogs=request.catalog)
@@ -130,14 +148,21 @@ def _of_cluster(request: _Wishes, name: str) -> tuple[DeviceOffer, ...]:
         usual = serving_machine(device).levels
         levels = (*largest.node.levels, usual[-1]) if largest.node.levels else usual[-1:]
         try:
-            offers.append(_offer(request, device, levels, float(sum(g.num_devices for g in groups))))
+            num_devices = float(sum(g.num_devices for g in groups))
+            offers.append(_offer(request, device, levels, num_devices, listed))
         except PlannerError as error:
             raise SpecError("request", [f"cluster: {error}"]) from None
     return tuple(offers)
 
 
-def _offer(request: _Wishes, device: Device, levels: tuple[Level, ...], most: float) -> DeviceOffer:
-    purchases = _purchases(request, device)
+def _offer(
+    request: _Wishes,
+    device: Device,
+    levels: tuple[Level, ...],
+    most: float,
+    listed: tuple[PriceOffer, ...],
+) -> DeviceOffer:
+    purchases = _purchases(request, device, listed)
     price = min(p.usd_per_hour for p in purchases) if purchases else _single_price(request, device)
     stock = sum(math.inf if p.max_devices is None else p.max_devices for p in purchases)
     return DeviceOffer(
@@ -152,7 +177,7 @@ def _offer(request: _Wishes, device: Device, levels: tuple[Level, ...], most: fl
     )
 
 
-def _purchases(request: _Wishes, device: Device) -> tuple[PriceOffer, ...]:
+def _purchases(request: _Wishes, device: Device, listed: tuple[PriceOffer, ...]) -> tuple[PriceOffer, ...]:
     """Return the offers of a device: of the price file, or its one price where hours are told apart."""
     given = device.name in request.usd_per_hour
     if request.prices is None or given:
@@ -160,10 +185,6 @@ def _purchases(request: _Wishes, device: Device) -> tuple[PriceOffer, ...]:
             return ()
         price = _single_price(request, device)
         return (PriceOffer(device=device.name, kind="on-demand", usd_per_hour=price).named(),)
-    listed = tuple(
-        replace(offer, device=find_device(offer.device, catalogs=request.catalog).name)
-        for offer in read_price_file(request.prices)
-    )
     found = offers_of(
         listed, device.name, kinds=request.offer_kinds, provider=request.provider, region=request.region
     )

@@ -51,6 +51,8 @@ class MixEntry:
     """Mean draw of a busy device; null where its power is unknown."""
     cap: PowerCap | None = None
     """Of every device; null where none is set."""
+    offers: Mapping[str, int] = field(default_factory=dict)
+    """Instances by the offer on which they are bought, where there are several."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

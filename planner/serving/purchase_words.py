@@ -10,6 +10,7 @@ from planner.serving.request import ServeRequest
 from solvers.gpu_mix import MixSolution
 
 __all__ = [
+    "bought_by_offer",
     "instance_usd_per_hour",
     "levels_of",
     "purchase_notes",
@@ -86,6 +87,14 @@ def _units(mix: SolvedMix, bought: np.ndarray | None, number: int) -> float:
     assert bought is not None
     assert mix.offered is not None
     return float(mix.offered.offers[number].units @ bought[number])
+
+
+def bought_by_offer(mix: SolvedMix, solution: MixSolution, item: int) -> dict[str, int]:
+    """Return how many instances of one kind are bought on each offer; empty where there is one price."""
+    if solution.bought is None or mix.offered is None:
+        return {}
+    pairs = zip(mix.offered.offers, solution.bought[:, item].tolist(), strict=True)
+    return {offer.name: count for offer, count in pairs if count}
 
 
 def instance_usd_per_hour(fleet: Fleet, mix: SolvedMix, solution: MixSolution, item: int) -> float:

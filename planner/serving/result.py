@@ -25,6 +25,7 @@ from planner.serving.plan import (
 from planner.serving.power import FleetDraw, fleet_draw
 from planner.serving.purchase import SolvedMix
 from planner.serving.purchase_words import (
+    bought_by_offer,
     instance_usd_per_hour,
     levels_of,
     purchases_of,
@@ -133,6 +134,7 @@ def _entry(solved: SolvedFleet, slot: Slot, i: int, solution: MixSolution, rate_
         model=slot.demand.name if len(solved.fleet.slots) > 1 else None,
         watts_per_device=None if item.draw is None else item.draw.watts,
         cap=item.cap,
+        offers=bought_by_offer(solved.mix, solution, i),
     )
 
 

@@ -1,6 +1,7 @@
 """Serving plans bought on several offers, over the hours of a day."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,7 @@ def test_the_base_is_reserved_the_peak_on_demand(prices):
     assert bought["term"].committed_usd == pytest.approx(3.0 * 8760 * bought["term"].num_devices)
     assert all(check.holds for check in best.certificate)
     assert best.mix == peak.mix
+    assert sum(sum(m.offers.values()) for m in night.mix) == sum(m.count for m in night.mix)
     assert best.routing == peak.routing
     assert sum(r.rate_per_s for r in night.routing) == pytest.approx(12.0)
 
@@ -81,7 +83,7 @@ def test_one_on_demand_offer_gives_the_plan_of_one_price(tmp_path):
     path.write_text("offers:\n  - {device: h100, kind: on-demand, usd_per_hour: 6 USD/h}\n", encoding="utf-8")
     listed = plan(str(path), gpus=("h100",)).plans[0]
     plain = plan(None, gpus=("h100",), usd_per_hour={"h100": 6.0}).plans[0]
-    assert listed.mix == plain.mix
+    assert [replace(m, offers={}) for m in listed.mix] == list(plain.mix)
     assert listed.predicted.cost_usd_per_hour == pytest.approx(plain.predicted.cost_usd_per_hour)
     assert plain.purchases == plain.levels == ()
 
@@ -150,6 +152,21 @@ def test_a_quota_below_what_is_committed_is_refused(prices):
         plan(prices, max_devices={"h100": 4})
     kept = {p.offer: p.num_devices for p in plan(prices).plans[0].purchases}
     assert kept["owned"] >= 8
+
+
+def test_the_price_file_is_named_with_the_place_of_what_is_wrong(prices):
+    Path(prices).write_text(
+        "offers:\n  - {device: h1000, kind: on-demand, usd_per_hour: 2}\n"
+        "  - {device: h100-80gb, kind: on-demand, usd_per_hour: 3}\n",
+        encoding="utf-8",
+    )
+    with pytest.raises(SpecError, match=r"prices\.yaml: offers\.0\.device: no device is called 'h1000'"):
+        plan(prices)
+    with pytest.raises(SpecError, match=r"absent\.yaml: cannot be read"):
+        plan("absent.yaml")
+    text = Path(prices).read_text(encoding="utf-8").replace("h1000", "l4")
+    Path(prices).write_text(text, encoding="utf-8")
+    assert plan(prices).plans[0].purchases
 
 
 def test_from_the_command_line(prices):
