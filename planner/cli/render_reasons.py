@@ -78,7 +78,9 @@ def print_explanation(explanation: Explanation) -> None:
     out.print()
     rows = [_margin_row(m) for m in explanation.margins]
     columns = ["decision", "chosen", "instead", "best step", "against the best"]
-    print_table("what each decision is worth: the best step with another value, all else free", columns, rows)
+    if rows:
+        worth = "what each decision is worth: the best step with another value, all else free"
+        print_table(worth, columns, rows)
     out.print("\nchecked:")
     for check in plan.certificate:
         out.print(f"  {'ok ' if check.holds else 'NOT'} {check.name}: {check.detail}", soft_wrap=True)

@@ -107,6 +107,7 @@ def training_launch(
     request = validate(TrainRequest, _request_fields(file), "plan", prefix="request")
     job, cluster = resolve(request)
     shape = model_shape(job.model)
+    stage_layers = _stage_layers(plan, job.model.num_layers)
     possible = [order for order in orders if order == DEFAULT or _takes_other_order(plan.strategy, shape)]
     order, seats = seats_in_order(plan.placement.ranks, plan.strategy, possible)
     hosts, grouped = _hosts(seats, cluster, host_file)
@@ -118,7 +119,7 @@ def training_launch(
         seq_len=job.seq_len,
         global_batch=job.global_batch,
         precision=job.precision,
-        stage_layers=_stage_layers(plan, job.model.num_layers),
+        stage_layers=stage_layers,
         device=group.node.device.name,
         device_memory_bytes=group.node.device.memory_bytes,
         vendor=group.node.device.vendor,

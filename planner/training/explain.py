@@ -6,14 +6,18 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
+from costmodels.job import TrainingJob
 from costmodels.stacks import find_stack
 from costmodels.strategy import ConfigTable, Recompute, Strategy
 from costmodels.training.evaluate import evaluate
+from hardware.cluster import Cluster
 from hardware.errors import InputError
 from planner.plan import PlanFile, TrainingPlan
-from planner.request import TrainRequest, allowed_values, resolve
+from planner.request import TrainRequest, allowed_values, group_speeds, resolve
 from planner.training.compare import Comparison, compare_plans, value_words
 from planner.training.memory_fit import memory_of
+from planner.training.mixed_plan import search_mixed_pipelines
+from planner.training.mixed_shapes import MICRO_BATCHES, RECOMPUTES
 from planner.training.search import Tally, batches, feasible
 from planner.training.space import training_space
 
@@ -21,7 +25,20 @@ __all__ = ["Explanation", "Margin", "decision_margins", "explain_training", "req
 
 Floats = npt.NDArray[np.float64]
 
-_DECISIONS = ("tp", "cp", "pp", "ep", "etp", "vpp", "micro_batch", "sequence_parallel", "recompute", "zero")
+_DECISIONS = (
+    "tp",
+    "cp",
+    "pp",
+    "dp",
+    "ep",
+    "etp",
+    "vpp",
+    "micro_batch",
+    "sequence_parallel",
+    "recompute",
+    "zero",
+)
+_ORDER = (*_DECISIONS, "dp")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +102,7 @@ def _shares(parts: Mapping[str, float]) -> dict[str, float]:
 
 def decision_margins(request: TrainRequest, best: TrainingPlan) -> tuple[Margin, ...]:
     """Return, for every other value of every decision, the best step of all strategies that have it."""
-    least = _least_steps(request)
+    least = _least_steps(request, best)
     columns = {f.name: getattr(best.strategy, f.name) for f in fields(Strategy)}
     fastest = best.predicted.step_s
     return tuple(
@@ -96,14 +113,22 @@ def decision_margins(request: TrainRequest, best: TrainingPlan) -> tuple[Margin,
             step_s=step_s if np.isfinite(step_s) else None,
             slower_frac=step_s / fastest - 1 if np.isfinite(step_s) else None,
         )
-        for (name, value), step_s in sorted(least.items(), key=lambda m: (_DECISIONS.index(m[0][0]), m[0][1]))
+        for (name, value), step_s in sorted(least.items(), key=lambda m: (_ORDER.index(m[0][0]), m[0][1]))
         if value != int(columns[name])
     )
 
 
-def _least_steps(request: TrainRequest) -> dict[tuple[str, int], float]:
-    """Return the best step that fits by (decision, value); infinite where nothing with the value fits."""
+def _least_steps(request: TrainRequest, best: TrainingPlan) -> dict[tuple[str, int], float]:
+    """Return the best step that fits by (decision, value); infinite where nothing with the value fits.
+
+    Empty for groups that average their models, and for layers that were measured: those plans say themselves
+    what else was searched.
+    """
+    if request.local_steps is not None or request.layer_profiles is not None:
+        return {}
     job, cluster = resolve(request)
+    if best.stages:
+        return _least_mixed_steps(request, job, cluster)
     space = training_space(
         job,
         world=cluster.num_devices,
@@ -122,6 +147,22 @@ def _least_steps(request: TrainRequest) -> dict[tuple[str, int], float]:
         step_s = evaluate(job, cluster, configs).step_s
         for name in _DECISIONS:
             _lower(least, name, configs, step_s)
+    return least
+
+
+def _least_mixed_steps(
+    request: TrainRequest, job: TrainingJob, cluster: Cluster
+) -> dict[tuple[str, int], float]:
+    """Return the same for pipelines over unlike groups, by what all their stages share."""
+    degrees = range(1, min(group.num_devices for group in cluster.groups) + 1)
+    tried = {"dp": tuple(degrees), "micro_batch": MICRO_BATCHES, "recompute": RECOMPUTES}
+    allow, attained = allowed_values(request), group_speeds(request, cluster)
+    least = {}
+    for name, value in ((n, v) for n, values in tried.items() for v in allow.get(n, values)):
+        narrowed = {**allow, name: (value,)}
+        found = search_mixed_pipelines(job, cluster, top=1, attained=attained, allow=narrowed)
+        if found.num_layouts:
+            least[name, value] = found.pipelines[0].step_s if found.pipelines else np.inf
     return least
 
 

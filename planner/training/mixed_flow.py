@@ -27,14 +27,9 @@ from planner.plan import (
     TrainingPrediction,
 )
 from planner.plan_io import plan_document
-from planner.request import TrainRequest, group_speeds
+from planner.request import TrainRequest, allowed_values, group_speeds
 from planner.training.island_plan import averaging_s, best_alone, group_name
-from planner.training.mixed_plan import (
-    MixedPipeline,
-    MixedSearch,
-    best_mixed_pipelines,
-    search_mixed_pipelines,
-)
+from planner.training.mixed_plan import MixedPipeline, MixedSearch, search_mixed_pipelines
 from planner.training.mixed_shapes import MOST_ORDERED_GROUPS
 from planner.training.mixed_subsets import best_without_some
 from planner.training.plan_checks import (
@@ -51,6 +46,9 @@ from planner.training.ranks import host_names
 from planner.training.search_checks import halved_networks
 
 __all__ = ["plan_mixed_training"]
+
+_SHARED = ("tp", "dp", "pp", "micro_batch", "recompute")
+"""Decisions of a pipeline over groups that a request may narrow; `tp` is then that of every stage."""
 
 
 def plan_mixed_training(
@@ -69,21 +67,21 @@ def plan_mixed_training(
     InputError
         if the request narrows columns that differ between groups.
     """
-    if request.allow:
-        message = (
-            f"allow: {', '.join(request.allow)} cannot be narrowed on {cluster.name}, whose groups differ"
-        )
-        raise InputError(message)
+    allow = _allowed(request, cluster)
     started = time.monotonic()
     attained = group_speeds(request, cluster)
-    found = search_mixed_pipelines(job, cluster, top=request.top, attained=attained)
+    found = search_mixed_pipelines(job, cluster, top=request.top, attained=attained, allow=allow)
     pipelines = found.pipelines
+    if not found.num_layouts:
+        asked = ", ".join(f"{name} {list(values)}" for name, values in allow.items())
+        message = f"no division of the groups of {cluster.name} is left: allow {asked or 'leaves all'}"
+        raise InfeasibleError(message, ("allow",))
     if not pipelines:
         message = (
             f"no pipeline over the groups of {cluster.name} fits in memory; add nodes or shorten sequences"
         )
         raise InfeasibleError(message, ("memory of every stage",))
-    checks = _search_checks(pipelines[0], job, cluster, attained)
+    checks = _search_checks(pipelines[0], job, cluster, attained, allow)
     made = [_plan(pipeline, job, cluster) for pipeline in pipelines]
     mixed = [replace(plan, certificate=plan.certificate + checks) for plan in made]
     even = () if attained else flat  # a flat cluster is predicted with all groups equally fast
@@ -107,6 +105,19 @@ def plan_mixed_training(
         diagnostics=_diagnostics(request, job, cluster, found, flat),
         provenance=training_provenance(job, cluster),
     )
+
+
+def _allowed(request: TrainRequest, cluster: Cluster) -> dict[str, tuple[int, ...]]:
+    """Return what the request narrows of the degrees that groups share."""
+    allow = allowed_values(request)
+    others = sorted(set(allow) - set(_SHARED))
+    if others:
+        message = (
+            f"allow: {', '.join(others)} cannot be narrowed on {cluster.name}, whose groups differ; "
+            f"what can: {', '.join(_SHARED)}"
+        )
+        raise InputError(message)
+    return allow
 
 
 def _plan(pipeline: MixedPipeline, job: TrainingJob, cluster: Cluster) -> TrainingPlan:
@@ -222,19 +233,23 @@ def _certificate(
 
 
 def _search_checks(
-    best: MixedPipeline, job: TrainingJob, cluster: Cluster, attained: dict[int, float]
+    best: MixedPipeline,
+    job: TrainingJob,
+    cluster: Cluster,
+    attained: dict[int, float],
+    allow: dict[str, tuple[int, ...]],
 ) -> tuple[Check, ...]:
     """Return what the search itself is checked for, over all shapes with the best one's micro-batch."""
+    alike = {"micro_batch": (best.strategy.micro_batch,), "recompute": (int(best.strategy.recompute),)}
 
     def best_s(groups: Cluster, speeds: dict[int, float]) -> float:
-        found = best_mixed_pipelines(
+        found = search_mixed_pipelines(
             job,
             groups,
             top=1,
             attained=speeds,
-            micro_batches=(best.strategy.micro_batch,),
-            recomputes=(best.strategy.recompute,),
-        )
+            allow={**allow, **alike},
+        ).pipelines
         return found[0].step_s if found else np.inf
 
     checks = [bandwidth_check(best_s(halved_networks(cluster), attained) / best.step_s)]
@@ -269,7 +284,7 @@ def _diagnostics(
         took = "does not fit in memory" if alone is None else f"{alone:.3g} s per step"
         faster = " and is faster: leave the others out" if alone is not None and alone < best.step_s else ""
         notes.append(f"group {name} alone ({group.num_devices} devices): {took}{faster}")
-    some = best_without_some(job, cluster, best, group_speeds(request, cluster))
+    some = best_without_some(job, cluster, best, group_speeds(request, cluster), _allowed(request, cluster))
     if some is not None:
         names = ", ".join(group_name(cluster, index) for index in some[0])
         notes.append(f"groups {names} alone: {some[1]:.3g} s per step and are faster: leave the others out")

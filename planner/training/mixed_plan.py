@@ -8,6 +8,7 @@ of its devices. Per micro-batch a stage takes its compute and one exchange per n
 and gradients the other at once; the first stages of two groups exchange over their best common fabric.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +19,7 @@ from costmodels.memory.peak import memory_coefficients, usable_bytes
 from costmodels.strategy import ConfigTable, Recompute, Strategy
 from costmodels.training.evaluate import evaluate
 from hardware.cluster import Cluster
-from planner.training.mixed_shapes import equal_groups, mixed_shapes
+from planner.training.mixed_shapes import MICRO_BATCHES, equal_groups, mixed_shapes
 from planner.training.stage_hops import Layout, StageHops, exchanges_s
 from solvers.stage_split import StageSplitProblem, solve_stage_split
 
@@ -36,7 +37,6 @@ _SAFE_DEVIATIONS = 2.326
 """Standard deviations that 99 % of a normal distribution lie below."""
 _HEAD_LAYERS_PER_VOCAB = 1.0 / 12.0
 """A head costs V / (12 h) layers: 2 h V flops a token against 24 h^2 of a layer."""
-_MICRO_BATCHES = (1, 2, 4, 8)
 _SAME = 1e-6
 """Relative difference up to which two pipelines count as the same one in another order."""
 
@@ -112,13 +112,12 @@ def best_mixed_pipelines(
     *,
     top: int = 5,
     attained: dict[int, float] | None = None,
-    micro_batches: tuple[int, ...] = _MICRO_BATCHES,
+    micro_batches: tuple[int, ...] = MICRO_BATCHES,
     recomputes: tuple[Recompute, ...] = (Recompute.NONE, Recompute.FULL),
 ) -> tuple[MixedPipeline, ...]:
     """Return the pipelines of `search_mixed_pipelines`."""
-    return search_mixed_pipelines(
-        job, cluster, top=top, attained=attained, micro_batches=micro_batches, recomputes=recomputes
-    ).pipelines
+    allow = {"micro_batch": micro_batches, "recompute": tuple(int(value) for value in recomputes)}
+    return search_mixed_pipelines(job, cluster, top=top, attained=attained, allow=allow).pipelines
 
 
 def search_mixed_pipelines(
@@ -127,8 +126,7 @@ def search_mixed_pipelines(
     *,
     top: int = 5,
     attained: dict[int, float] | None = None,
-    micro_batches: tuple[int, ...] = _MICRO_BATCHES,
-    recomputes: tuple[Recompute, ...] = (Recompute.NONE, Recompute.FULL),
+    allow: Mapping[str, tuple[int, ...]] | None = None,
     below_s: float = np.inf,
 ) -> MixedSearch:
     """Return the fastest pipelines over all groups that fit in memory.
@@ -137,10 +135,11 @@ def search_mixed_pipelines(
     ----------
     attained : measured speed of a device of each group, by index, in any unit; the fastest group keeps its
         predicted time and the others are slower by what was measured instead of what is predicted.
+    allow : the only values of ``tp``, ``dp``, ``pp``, ``micro_batch`` and ``recompute``, see `mixed_shapes`.
     below_s : only pipelines whose step is shorter are of interest.
     """
     kinds = equal_groups(cluster, attained or {})
-    shapes = list(mixed_shapes(job, cluster, micro_batches, recomputes, kinds))
+    shapes = list(mixed_shapes(job, cluster, kinds, allow or {}))
     costs = _as_attained(_group_costs(job, cluster, shapes), attained or {})
     queue = []
     for number, (strategy, layout) in enumerate(shapes):

@@ -1,5 +1,6 @@
 """Whether a pipeline over some groups of a mixed cluster beats the best one over all of them."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import combinations
 
@@ -12,7 +13,11 @@ __all__ = ["best_without_some"]
 
 
 def best_without_some(
-    job: TrainingJob, cluster: Cluster, best: MixedPipeline, attained: dict[int, float]
+    job: TrainingJob,
+    cluster: Cluster,
+    best: MixedPipeline,
+    attained: dict[int, float],
+    allow: Mapping[str, tuple[int, ...]],
 ) -> tuple[tuple[int, ...], float] | None:
     """Return the groups whose pipeline is fastest and its step [s]; None if none beats all groups together.
 
@@ -20,6 +25,7 @@ def best_without_some(
     `MOST_ORDERED_GROUPS` groups have too many subsets to try.
     """
     found: tuple[tuple[int, ...], float] | None = None
+    alike = {"micro_batch": (best.strategy.micro_batch,), "recompute": (int(best.strategy.recompute),)}
     count = len(cluster.groups)
     if count > MOST_ORDERED_GROUPS:
         return None
@@ -29,8 +35,7 @@ def best_without_some(
             _only(cluster, chosen),
             top=1,
             attained={i: attained[group] for i, group in enumerate(chosen)} if attained else None,
-            micro_batches=(best.strategy.micro_batch,),
-            recomputes=(best.strategy.recompute,),
+            allow={**allow, **alike},
             below_s=best.step_s if found is None else found[1],
         ).pipelines
         if pipelines:

@@ -67,7 +67,7 @@ def test_no_layer_split_beats_the_bound_with_exchanges():
         groups=tuple(replace(g, count=1) for g in find_cluster("holmes-hybrid").groups),
     )
     job = replace(JOB, global_batch=64)
-    shapes = list(mixed_shapes(job, cluster, (1, 4), (Recompute.FULL,), [0, 1]))
+    shapes = list(mixed_shapes(job, cluster, [0, 1], {"micro_batch": (1, 4), "recompute": (2,)}))
     costs = mixed_plan._group_costs(job, cluster, shapes)
     hops = StageHops(job, cluster)
     compared = 0
@@ -123,6 +123,48 @@ def test_groups_that_slow_the_others_are_named(tmp_path, meshwright: Meshwright)
     assert any(f"none of {plan['search']['num_configs']:,} layouts" in note for note in plan["diagnostics"])
 
 
+OLD_AND_NEW = ["--model", "gpt3-1.3b", "--cluster", "examples/clusters/old-and-new.yaml", "--seq-len", 2048]
+
+
+def test_degrees_that_groups_share_can_be_narrowed_and_plans_of_one_tensor_degree_emitted(
+    meshwright: Meshwright, tmp_path
+):
+    request, plan = tmp_path / "request.yaml", tmp_path / "plan.json"
+    arguments = [*OLD_AND_NEW, "--global-batch", 32, "--precision", "fp16", "--request", request]
+    request.write_text("allow: {tp: [2], recompute: [none]}\n")
+    assert meshwright("plan", "train", *arguments, "-o", plan).exit_code == 0
+    plans = json.loads(plan.read_text())["plans"]
+    assert {stage["tp"] for found in plans for stage in found["stages"]} == {2}
+    emitted = meshwright("emit", plan, "--target", "megatron-lm", "-o", tmp_path / "out")
+    assert emitted.exit_code == 0, emitted.output
+    for text, why in (
+        ("allow: {vpp: [2]}", "what can: tp, dp, pp"),
+        ("allow: {tp: [3]}", "is left: allow tp"),
+    ):
+        request.write_text(text)
+        refused = meshwright("plan", "train", *arguments)
+        assert refused.exit_code in (2, 3)
+        assert why in refused.stderr
+
+
+def test_plans_over_unlike_devices_are_explained(meshwright: Meshwright, tmp_path):
+    """What the stages share is worth so much; unlike tensor degrees are named when files are asked for."""
+    request, plan = tmp_path / "request.yaml", tmp_path / "plan.json"
+    request.write_text("allow: {dp: [8, 4], micro_batch: [1], recompute: [none]}\n")
+    arguments = [*OLD_AND_NEW, "--global-batch", 32, "--precision", "fp16", "--request", request]
+    assert meshwright("plan", "train", *arguments, "-o", plan).exit_code == 0
+    said = meshwright("explain", plan, "--json")
+    assert said.exit_code == 0, said.output
+    (margin,) = json.loads(said.stdout)["margins"]
+    assert margin["decision"] == "dp"
+    assert margin["slower_frac"] > 0
+    document = json.loads(plan.read_text())
+    document["plans"][0]["stages"][0]["tp"] *= 2
+    plan.write_text(json.dumps(document))
+    refused = meshwright("emit", plan, "--target", "megatron-lm", "-o", tmp_path / "out")
+    assert "stages have tensor degrees" in refused.stderr
+
+
 def test_equal_groups_are_one_layout_whichever_comes_first():
     """Two halls of each kind: a quarter of the layouts, none of them lost but for names."""
     base = find_cluster("holmes-hybrid")
@@ -131,8 +173,8 @@ def test_equal_groups_are_one_layout_whichever_comes_first():
     job = replace(JOB, model=find_model("gpt3-1.3b"))
     assert equal_groups(cluster, {}) == [0, 1, 0, 1]
     assert equal_groups(cluster, {0: 1.0, 2: 2.0}) == [0, 1, 2, 1]
-    few = list(mixed_shapes(job, cluster, (1,), (Recompute.NONE,), [0, 1, 0, 1]))
-    all_of_them = list(mixed_shapes(job, cluster, (1,), (Recompute.NONE,), [0, 1, 2, 3]))
+    few = list(mixed_shapes(job, cluster, [0, 1, 0, 1], {"micro_batch": (1,), "recompute": (0,)}))
+    all_of_them = list(mixed_shapes(job, cluster, [0, 1, 2, 3], {"micro_batch": (1,), "recompute": (0,)}))
     assert len(all_of_them) == 4 * len(few)
 
     def unnamed(shapes):
