@@ -80,27 +80,39 @@ def _batch(launch: ServingLaunch, pool: Pool) -> str:
 
 
 def with_skypilot(launch: ServingLaunch, emission: Emission) -> Emission:
-    """Return `emission` with one service per pool."""
+    """Return `emission` with one service per pool, and one beside it for its spot instances."""
     files = dict(emission.files)
     for pool in launch.pools:
-        devices = min(pool.config.num_devices, DEVICES_PER_HOST)
-        document = {
-            "name": pool.name,
-            "workdir": ".",
-            "num_nodes": pool.num_hosts,
-            "resources": {
-                "accelerators": f"{skypilot_name(pool.device)}:{devices}",
-                "ports": 8000,
-            },
-            "service": {"readiness_probe": "/health", "replicas": pool.count},
-            "run": (
-                'export PORT=8000 NODE_RANK="$SKYPILOT_NODE_RANK"\n'
-                'export LEADER=$(echo "$SKYPILOT_NODE_IPS" | head -n 1)\n'
-                f"./serve-{pool.name}.sh 0\n"
-            ),
-        }
-        files[f"{pool.name}.sky.yaml"] = header(launch.origin) + yaml.safe_dump(document, sort_keys=False)
+        for name, count, spot in (
+            (pool.name, pool.count - pool.num_spot, False),
+            (f"{pool.name}-spot", pool.num_spot, True),
+        ):
+            if count:
+                document = _service(pool, name, count, spot=spot)
+                text = yaml.safe_dump(document, sort_keys=False)
+                files[f"{name}.sky.yaml"] = header(launch.origin) + text
     return replace(emission, files=files)
+
+
+def _service(pool: Pool, name: str, count: int, *, spot: bool) -> dict[str, Any]:
+    """Return the SkyPilot service of `count` instances of a pool."""
+    devices = min(pool.config.num_devices, DEVICES_PER_HOST)
+    return {
+        "name": name,
+        "workdir": ".",
+        "num_nodes": pool.num_hosts,
+        "resources": {
+            "accelerators": f"{skypilot_name(pool.device)}:{devices}",
+            "ports": 8000,
+            **({"use_spot": True} if spot else {}),
+        },
+        "service": {"readiness_probe": "/health", "replicas": count},
+        "run": (
+            'export PORT=8000 NODE_RANK="$SKYPILOT_NODE_RANK"\n'
+            'export LEADER=$(echo "$SKYPILOT_NODE_IPS" | head -n 1)\n'
+            f"./serve-{pool.name}.sh 0\n"
+        ),
+    }
 
 
 def with_ray(launch: ServingLaunch, emission: Emission) -> Emission:

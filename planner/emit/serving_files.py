@@ -55,6 +55,9 @@ def serving_emission(
     if launch.planned_engine != engine:
         what = f"costs were predicted for {launch.planned_engine}; plan with --engine {engine} to be sure"
         caveats.append(Caveat(feature=f"engine {launch.planned_engine}", instead=what))
+    if launch.num_levels > 1:
+        what = "the peak's instances are started; at other hours scale to the plan's levels"
+        caveats.append(Caveat(feature="load_levels", instead=what))
     unique = tuple(dict.fromkeys(caveats))
     texts: dict[str, str] = {}
     for pool in launch.pools:

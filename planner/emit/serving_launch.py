@@ -32,6 +32,8 @@ class Pool:
     count: int
     config: ServingConfig
     first_port: int
+    num_spot: int = 0
+    """Of the count, instances that the plan buys on spot offers."""
 
     @property
     def num_hosts(self) -> int:
@@ -54,6 +56,8 @@ class ServingLaunch:
     longest_tokens: int | None
     """Prompt and output of the longest request that the plan foresees; None is without limit."""
     longest_prompt_tokens: int | None
+    num_levels: int = 1
+    """Levels of the day with fleets of their own; the files start that of the peak."""
 
     def role_pools(self, role: str) -> tuple[Pool, ...]:
         """Return the pools of one role."""
@@ -73,6 +77,7 @@ def serving_launch(file: PlanFile[ServingPlan], origin: Origin) -> ServingLaunch
     plan = file.plans[origin.plan_number - 1]
     _check_one_fleet(file, plan)
     catalogs = tuple(str(c) for c in file.request.get("catalog", ()))
+    spot = {bought.offer for bought in plan.purchases if bought.kind == "spot"}
     pools, port = [], 8000
     names = [dns_name(entry.name) for entry in plan.mix]
     if len(set(names)) != len(names):
@@ -88,6 +93,7 @@ def serving_launch(file: PlanFile[ServingPlan], origin: Origin) -> ServingLaunch
                 count=entry.count,
                 config=config,
                 first_port=port,
+                num_spot=sum(count for name, count in entry.offers.items() if name in spot),
             )
         )
         port += entry.count
@@ -103,6 +109,7 @@ def serving_launch(file: PlanFile[ServingPlan], origin: Origin) -> ServingLaunch
         routes=plan.routing,
         longest_tokens=None if prompts is None or outputs is None else prompts + outputs,
         longest_prompt_tokens=prompts,
+        num_levels=max(len(plan.levels), 1),
     )
 
 

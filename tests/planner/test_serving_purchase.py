@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from hardware.errors import InfeasibleError, SpecError
@@ -167,6 +168,22 @@ def test_the_price_file_is_named_with_the_place_of_what_is_wrong(prices):
     text = Path(prices).read_text(encoding="utf-8").replace("h1000", "l4")
     Path(prices).write_text(text, encoding="utf-8")
     assert plan(prices).plans[0].purchases
+
+
+def test_spot_instances_are_a_service_of_their_own(prices, tmp_path):
+    file = plan(prices, max_spot_frac=0.3, load_levels=DAY)
+    write_plan(file, tmp_path / "plan.json")
+    words = ["emit", str(tmp_path / "plan.json"), "--target", "vllm", "--scheduler", "skypilot"]
+    shown = CliRunner().invoke(build_app(words), [*words, "-o", str(tmp_path / "job")])
+    assert shown.exit_code == 0, shown.output
+    assert "at other hours scale to the plan's levels" in shown.output
+    services = [yaml.safe_load(p.read_text()) for p in sorted((tmp_path / "job").glob("*.sky.yaml"))]
+    spot = {bool(s["resources"].get("use_spot")): s["service"]["replicas"] for s in services}
+    (kind,) = file.plans[0].mix
+    assert spot[True] == kind.offers["spot"]
+    assert spot[False] == kind.count - kind.offers["spot"]
+    checked = CliRunner().invoke(build_app(["verify"]), ["verify", str(tmp_path / "job")])
+    assert checked.exit_code == 0, checked.output
 
 
 def test_from_the_command_line(prices):
