@@ -194,8 +194,7 @@ def _plan_of_forms(
 ) -> ServingPlan:
     """Return the best fleet of the given forms, with the headroom that each model's simulation needed."""
     fleet = fleet_of(demands, forms)
-    steps = [_HEADROOM_STEPS.index(0.0)] * len(demands)
-    found = _solved(request, fleet, steps, replays)
+    found, steps = _start(request, fleet, replays)
     while late := found.late:
         if any(steps[n] + 1 == len(_HEADROOM_STEPS) for n in late):
             break
@@ -210,13 +209,35 @@ def _plan_of_forms(
     return serving_plan_of(found)
 
 
+def _start(request: ServeRequest, fleet: Fleet, replays: Replays) -> tuple[SolvedFleet, list[int]]:
+    """Return the fleet without headroom, or the largest that the limits allow and that replays bear.
+
+    Formulas of queues take every instance alone: a fleet that shares its load needs less than they say.
+    """
+    start = _HEADROOM_STEPS.index(0.0)
+    steps = [start] * len(fleet.slots)
+    try:
+        return _solved(request, fleet, steps, replays), steps
+    except InfeasibleError:
+        for step in range(start - 1, -1, -1) if request.simulate else ():
+            steps = [step] * len(fleet.slots)
+            try:
+                found = _solved(request, fleet, steps, replays)
+            except InfeasibleError:
+                continue
+            if found.late:
+                break
+            return found, steps
+        raise
+
+
 def _lowered(found: SolvedFleet, steps: list[int], replays: Replays) -> SolvedFleet:
     """Return a fleet with as little headroom as the simulation of each model still bears."""
     for n in range(len(steps)):
         while steps[n] > 0:
             fewer = [*steps[:n], steps[n] - 1, *steps[n + 1 :]]
             tried = _solved(found.request, found.fleet, fewer, replays)
-            if not all(check is None or check.holds for check in tried.checks):
+            if tried.late:
                 break
             steps[n] = fewer[n]
             if tried.scale > found.scale or not tried.same_counts(found):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from costmodels.job import Slo, Traffic
 from costmodels.traces import Trace
+from hardware.errors import InfeasibleError
 from planner.cli.render_serving import print_serving_plans
 from planner.serving.flow import plan_serving
 from planner.serving.replay_part import part_of_workload, replay_part, settling_s
@@ -94,3 +95,16 @@ def test_a_check_that_fails_is_shown_with_its_plan(capsys: pytest.CaptureFixture
     broken = replace(first.certificate[0], holds=False, detail="size 7 is not served")
     print_serving_plans(replace(file, plans=(replace(first, certificate=(broken,)),)))
     assert "does NOT hold: every-size-served-and-limits-kept: size 7 is not served" in capsys.readouterr().out
+
+
+def test_a_stock_that_formulas_refuse_is_used_where_replays_hold() -> None:
+    asked = {"model": "llama-3.1-8b", "gpus": ("h100",), "workload": "fixed:1024x128", "form": "joint"}
+    limits = {"rate_per_s": 200.0, "slo_ttft_s": 1.0, "slo_tpot_s": 0.05}
+    free = plan_serving(read_serve_request(None, asked | limits)).plans[0]
+    assert free.predicted.headroom_frac < 0.0
+    stock = {"max_devices": {"h100": free.predicted.num_devices}}
+    within = plan_serving(read_serve_request(None, asked | limits | stock)).plans[0]
+    assert within.predicted.num_devices == free.predicted.num_devices
+    assert all(check.holds for check in within.certificate)
+    with pytest.raises(InfeasibleError, match="limit max_devices"):
+        plan_serving(read_serve_request(None, asked | limits | stock | {"simulate": False}))
