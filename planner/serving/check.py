@@ -11,7 +11,7 @@ from costmodels.serving.machine import device_machine
 from costmodels.traces import Trace
 from planner.serving.items import Item
 from planner.serving.plan import SimulatedCheck
-from planner.serving.replay_part import part_of_workload, replay_part, settling_s
+from planner.serving.replay_part import part_of_workload, replay_part
 from planner.serving.request import ServeRequest
 from planner.simulate.arrivals import make_trace
 from planner.simulate.core import simulate
@@ -19,6 +19,7 @@ from planner.simulate.engine_spec import catalogue_engine, settings_of
 from planner.simulate.fleet import EngineSpec, Fleet, Pool
 from planner.simulate.outcome import Latencies, Measurement, latencies
 from planner.simulate.settings import EngineSettings, Role, Speculation
+from planner.simulate.settling import settling_s
 from planner.simulate.slowed_timer import capped_engine
 from planner.workload import Buckets, Workload
 from solvers.gpu_mix import MixSolution
@@ -60,7 +61,9 @@ def simulated_check(
     """
     slo = fleet.request.slo
     wanted = slo.percentile / 100.0
-    part = replay_part(solution.count, workload.traffic.rate_per_s, settling_s(slo, workload.traffic))
+    part = replay_part(
+        solution.count, workload.traffic.rate_per_s, settling_s(slo, workload.traffic.mean_output_tokens)
+    )
     built = _fleet(fleet, replace(solution, count=part.count))
     traces = _traces(fleet.request, part_of_workload(workload, part.load_frac), part.num_requests, first_seed)
     seen: list[Latencies] = []

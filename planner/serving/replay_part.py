@@ -1,9 +1,8 @@
-"""How much of a fleet and of its traffic a replay needs to show whether queues settle or grow.
+"""How much of a fleet and of its traffic is replayed.
 
-A fleet that is too small answers well at first: requests are late only once the queue has grown. A replay
-therefore lasts several times as long as a request and as the time that a queue may take. A large fleet
-would need more requests for that than are worth replaying, so a part of it is replayed under the same part
-of the load. A smaller fleet shares its queues among fewer instances, so the part is never better off.
+A large fleet would need more requests to settle (`planner.simulate.settling`) than are worth replaying, so a
+part of it is replayed under the same part of the load. A smaller fleet shares its queues among fewer
+instances, so the part is never better off.
 """
 
 import math
@@ -12,19 +11,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from costmodels.job import Slo, Traffic
 from planner.workload import Workload
 
-__all__ = ["ReplayPart", "part_of_workload", "replay_part", "settling_s"]
+__all__ = ["ReplayPart", "part_of_workload", "replay_part"]
 
 Ints = npt.NDArray[np.int64]
 
-_REQUEST_TIMES = 5.0
-"""Of a replay, in times that a request takes within its targets; assumed."""
-_QUEUE_TIMES = 30.0
-"""Of a replay, in targets of the time to first token: an overload of a thirtieth then breaks the target."""
-_ASSUMED_TPOT_S = 0.05
-"""Where no target says how fast tokens come."""
 _FEWEST_REQUESTS = 2500
 _MOST_REQUESTS = 8000
 """Of a replay of a fleet that can be replayed in part."""
@@ -41,15 +33,6 @@ class ReplayPart:
     load_frac: float
     """Of the planned request rate."""
     num_requests: int
-
-
-def settling_s(slo: Slo, traffic: Traffic) -> float:
-    """Return how long a replay must last to show whether queues settle. [s]"""
-    tpot_s = slo.tpot_s or _ASSUMED_TPOT_S
-    request_s = (slo.ttft_s or 0.0) + traffic.mean_output_tokens * tpot_s
-    if slo.e2e_s is not None:
-        request_s = min(request_s, slo.e2e_s)
-    return max(_REQUEST_TIMES * request_s, _QUEUE_TIMES * (slo.ttft_s or 0.0))
 
 
 def replay_part(count: Ints, rate_per_s: float, settle_s: float) -> ReplayPart:

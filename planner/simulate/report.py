@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from planner.simulate.outcome import Latencies, Measurement, latencies, summary,
 from planner.simulate.parallel import workers
 from planner.simulate.plan_fleet import plan_fleet_text, read_plan_fleet
 from planner.simulate.rate_bound import rate_bound_per_s
+from planner.simulate.settling import settling_s
 from planner.simulate.timeline_picture import timeline_svg
 
 __all__ = ["Question", "print_summary", "requests_table", "run_question"]
@@ -88,6 +90,8 @@ def run_question(question: Question) -> dict[str, Any]:
                 "rate_per_s_per_device": found.rate_per_s / fleet.num_devices,
                 "attainment_frac": found.attainment_frac,
                 "num_probes": found.num_probes,
+                "span_s": (len(trace) - 1) / found.rate_per_s if found.rate_per_s > 0.0 else None,
+                "settling_s": settling_s(slo, float(trace.output_tokens.mean())),
             },
             "num_requests": len(trace),
         }
@@ -235,6 +239,11 @@ def print_summary(answer: dict[str, Any], *, as_json: bool) -> None:
         found = answer["goodput"]
         rows = [(name, f"{value:.6g}" if value is not None else "none") for name, value in found.items()]
         print_table("Goodput", ("figure", "value"), rows)
+        if found["span_s"] is not None and found["span_s"] < found["settling_s"]:
+            wanted = math.ceil(found["settling_s"] * found["rate_per_s"])
+            sys.stdout.write(
+                f"note: too few requests for queues to settle, so this is an upper bound; {wanted} would do\n"
+            )
         return
     points = ("mean", "p50", "p90", "p95", "p99", "max")
     rows_s = [

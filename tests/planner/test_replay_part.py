@@ -12,18 +12,18 @@ from costmodels.traces import Trace
 from hardware.errors import InfeasibleError
 from planner.cli.render_serving import print_serving_plans
 from planner.serving.flow import plan_serving
-from planner.serving.replay_part import part_of_workload, replay_part, settling_s
+from planner.serving.replay_part import part_of_workload, replay_part
 from planner.serving.request import read_serve_request
+from planner.simulate.settling import settling_s
 from planner.workload import Workload
 
 SIZE = {"prompt_tokens": (1000,), "output_tokens": (100,), "share_frac": (1.0,)}
 
 
 def test_a_replay_lasts_five_requests_and_thirty_times_to_the_first_token() -> None:
-    traffic = Traffic(rate_per_s=1.0, **SIZE)
-    assert settling_s(Slo(ttft_s=0.5, tpot_s=0.1), traffic) == pytest.approx(5 * (0.5 + 100 * 0.1))
-    assert settling_s(Slo(ttft_s=2.0, tpot_s=0.01), traffic) == pytest.approx(30 * 2.0)
-    assert settling_s(Slo(e2e_s=3.0), traffic) == pytest.approx(5 * 3.0)
+    assert settling_s(Slo(ttft_s=0.5, tpot_s=0.1), 100.0) == pytest.approx(5 * (0.5 + 100 * 0.1))
+    assert settling_s(Slo(ttft_s=2.0, tpot_s=0.01), 100.0) == pytest.approx(30 * 2.0)
+    assert settling_s(Slo(e2e_s=3.0), 100.0) == pytest.approx(5 * 3.0)
 
 
 def test_a_small_fleet_is_replayed_whole() -> None:
