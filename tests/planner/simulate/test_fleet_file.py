@@ -138,6 +138,9 @@ def test_goodput_from_the_command_line(tmp_path: Path) -> None:
     assert code == 0
     found = json.loads(out)["goodput"]
     assert 0 < found["rate_per_s"] <= found["bound_per_s"]
+    assert found["span_s"] < found["settling_s"]
+    _, out, _ = run("--fleet", fleet, "--trace", trace, "--slo-ttft-s", 0.2, "--goodput")
+    assert "too few requests for queues to settle, so this is an upper bound" in out
 
 
 def test_bad_questions_have_exit_code_2_and_say_what_is_wrong(tmp_path: Path) -> None:
