@@ -70,6 +70,9 @@ class Stack:
     fused_sinks: bool = True
     """A fused attention kernel handles learned sinks and biases."""
     fused_norm: bool = True
+    separate_casts: bool = False
+    """Tensors are scaled to 8 bits by passes of their own, beyond what a measured 8-bit matmul includes
+    (torchao's dynamic scaling; Transformer Engine fuses it)."""
     overlap_gradients: bool = True
     """Gradient reduction runs under backward, by bucket."""
     main_grad_bytes: float = 4.0
@@ -123,7 +126,7 @@ class Stack:
     misaligned: float = 0.02
     """Extra time, as a fraction, of matmuls whose cut dimensions are no multiples of 64 elements."""
     experts: float = 1.0
-    """Time of grouped expert matmuls and token routing over the model's."""
+    """Time of grouped expert matmuls over the isolated ones'."""
     ep_comm: float = 1.0
     """Time of expert dispatch and combine over the isolated all-to-all's."""
     host_s_per_op: float = 8e-6

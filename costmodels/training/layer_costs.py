@@ -40,7 +40,7 @@ _NORM_BACKWARD_TRAFFIC = 2.0
 """Backward of a norm reads input and output gradient and writes one: 6 bytes against 4, plus partial sums."""
 _VECTOR_BACKWARD_TRAFFIC = 1.5
 _CAST_BYTES_PER_ELEMENT = 2.0
-"""Beyond the quantisation that a measured 8-bit matmul includes: write the transpose for backward, scales."""
+"""Beyond the quantisation that a measured 8-bit matmul includes: a pass of its own for the maximum."""
 _LOSS_BYTES_PER_LOGIT = 26.0
 """Traffic of an unfused cross entropy: widen to fp32 (2 + 4), maximum (4), exponentials (4 + 4), sum (4),
 gradient
@@ -111,7 +111,7 @@ class LayerCosts:
     routing_s: Floats
     """Permutation traffic of routed tokens, each way."""
     cast_s: Floats
-    """Quantisation to 8 bits or fewer, forward."""
+    """Scaling to 8 bits or fewer by kernels of its own, forward."""
     num_ops: Floats
     """Kernel launches by the host, forward."""
     tp_fwd_s: Floats
@@ -264,9 +264,9 @@ def _add_experts(out: LayerCosts, op: Experts, weight: float, ctx: _Context) -> 
         (up, np.full(len(shards), float(op.hidden))),
         (np.full(len(shards), float(op.hidden)), down),
     ):
-        forward = ctx.kernels.grouped_matmul_s(local, per_expert, wide, deep, dtype=dtype)
-        data = ctx.kernels.grouped_matmul_s(local, per_expert, deep, wide, dtype=dtype)
-        grad = ctx.kernels.grouped_matmul_s(
+        forward = ctx.kernels.expert_matmul_s(local, per_expert, wide, deep, dtype=dtype)
+        data = ctx.kernels.expert_matmul_s(local, per_expert, deep, wide, dtype=dtype)
+        grad = ctx.kernels.expert_matmul_s(
             local, deep, wide, per_expert, dtype="fp8" if dtype == "nvfp4" else dtype
         )
         out.expert_fwd_s += weight * forward
@@ -339,7 +339,9 @@ def _add_reductions(out: LayerCosts, block: Block, hidden: int, weight: float, c
     count = weight * block.num_reductions
     out.tp_fwd_s += count * np.where(sharded, scatter + gather, reduce_all)
     out.tp_bwd_s += count * np.where(sharded, scatter + 2 * gather, reduce_all)
-    out.num_collectives += count * np.where(sharded, 2.0, 1.0) * (shards.tp > 1)
+    collectives = count * np.where(sharded, 2.0, 1.0) * (shards.tp > 1)
+    out.num_collectives += collectives
+    out.num_ops += collectives
 
 
 def _add_ends(out: LayerCosts, model: ModelGraph, ctx: _Context) -> None:

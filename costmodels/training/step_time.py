@@ -112,12 +112,13 @@ def _layer_parts(inputs: StepInputs, stack: Stack) -> _Layer:
     matmul = stack.gemm
     ragged = layer.misaligned_s * stack.misaligned
     fwd = (layer.gemm_fwd_s + ragged) * matmul + attn_fwd
-    fwd = fwd + (layer.expert_fwd_s + layer.routing_s) * stack.experts
+    fwd = fwd + layer.expert_fwd_s * stack.experts + layer.routing_s * stack.vector
     norm = 1.0 if stack.fused_norm else _UNFUSED_NORM_PASSES
-    fwd = fwd + (layer.vector_fwd_s + norm * layer.norm_fwd_s + layer.cast_s) * stack.vector
+    cast = layer.cast_s * stack.separate_casts
+    fwd = fwd + (layer.vector_fwd_s + norm * layer.norm_fwd_s + cast) * stack.vector
     bwd = (layer.gemm_bwd_s + 2.0 * ragged) * matmul + attn_bwd
-    bwd = bwd + (layer.expert_bwd_s + layer.routing_s) * stack.experts
-    bwd = bwd + (layer.vector_bwd_s + norm * layer.norm_bwd_s + 2.0 * layer.cast_s) * stack.vector
+    bwd = bwd + layer.expert_bwd_s * stack.experts + layer.routing_s * stack.vector
+    bwd = bwd + (layer.vector_bwd_s + norm * layer.norm_bwd_s + 2.0 * cast) * stack.vector
     sync = stack.sync_s_per_collective * layer.num_collectives
     tp_fwd = _tp_visible_s(inputs, stack, layer.tp_fwd_s, layer.gemm_fwd_s * matmul) + sync
     tp_bwd = _tp_visible_s(inputs, stack, layer.tp_bwd_s, layer.gemm_bwd_s * matmul) + sync

@@ -123,6 +123,15 @@ def test_unfused_attention_is_slower_than_fused() -> None:
     assert unfused > 1.5 * fused
 
 
+def test_expert_matmuls_are_no_better_than_one_product_of_their_rows() -> None:
+    """One expert is that product; eight pad and re-read weights besides, at the clocks it was measured at."""
+    h100 = model("h100")
+    whole = h100.matmul_s(8192, 28672, 4096)
+    assert h100.expert_matmul_s(1, 8192, 28672, 4096) == pytest.approx(whole)
+    assert h100.expert_matmul_s(8, 1024, 28672, 4096) > 0.99 * whole
+    assert h100.expert_matmul_s(256, 32, 28672, 4096) > 1.5 * whole
+
+
 def test_grouped_matmuls_cost_at_least_their_flops() -> None:
     seconds = model("h100").grouped_matmul_s([1, 8], 1024, 4096, 4096)
     assert seconds[1] > 4 * seconds[0] > 0

@@ -66,6 +66,13 @@ def test_experts_exchange_tokens() -> None:
     assert _costs(ep=8, experts=1, micro_batch=8).ep_s[0] > costs.ep_s[0]
 
 
+def test_the_host_launches_collectives_as_it_does_operators() -> None:
+    """Two all-reduces forward, in halves under sequence parallelism."""
+    alone = _costs().num_ops[0]
+    assert _costs(tp=8).num_ops[0] == alone + 2
+    assert _costs(tp=8, sequence_parallel=1).num_ops[0] == alone + 4
+
+
 @pytest.mark.parametrize(
     ("precision", "dtype"),
     [("bf16", "bf16"), ("fp16", "bf16"), ("mxfp8", "fp8"), ("fp8-cs", "fp8"), ("nvfp4", "nvfp4")],

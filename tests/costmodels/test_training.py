@@ -181,6 +181,18 @@ def test_fewer_bits_never_slower_where_the_device_has_them() -> None:
     assert times[1] < times[0]
 
 
+def test_separate_casts_cost_time_with_8_bits_only() -> None:
+    table = ConfigTable.from_strategies([Strategy(tp=8, dp=2, sequence_parallel=True)])
+    model, stack = find_model("llama-3.1-8b"), find_stack("megatron-core")
+    for precision, slower in (("bf16", False), ("fp8", True)):
+        job = TrainingJob(model=model, seq_len=4096, global_batch=32, precision=precision)
+        steps = [
+            evaluate(job, cluster(device="h100"), table, stack=replace(stack, separate_casts=cast)).step_s[0]
+            for cast in (False, True)
+        ]
+        assert bool(steps[1] > steps[0]) is slower
+
+
 def test_rated_peak_follows_precision() -> None:
     h100 = find_device("h100")
     assert rated_peak_flops_per_s(h100, "bf16") == 989e12
