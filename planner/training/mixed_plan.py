@@ -37,6 +37,7 @@ _SAFE_DEVIATIONS = 2.326
 """Standard deviations that 99 % of a normal distribution lie below."""
 _HEAD_LAYERS_PER_VOCAB = 1.0 / 12.0
 """A head costs V / (12 h) layers: 2 h V flops a token against 24 h^2 of a layer."""
+_ROUNDING = 1.0 + 1e-9
 _SAME = 1e-6
 """Relative difference up to which two pipelines count as the same one in another order."""
 
@@ -141,11 +142,12 @@ def search_mixed_pipelines(
     kinds = equal_groups(cluster, attained or {})
     shapes = list(mixed_shapes(job, cluster, kinds, allow or {}))
     costs = _as_attained(_group_costs(job, cluster, shapes), attained or {})
+    limits = [_limit_bytes(job, cluster, group) for group in range(len(cluster.groups))]
     queue = []
     for number, (strategy, layout) in enumerate(shapes):
         known = [costs.get((group, tp, stages, strategy)) for group, tp, stages in layout]
         entries = [entry for entry in known if entry is not None]
-        if len(entries) == len(layout):
+        if len(entries) == len(layout) and _can_hold(job, layout, entries, limits):
             queue.append((_bound_s(job, strategy, layout, entries), number, entries))
     queue.sort(key=lambda entry: entry[:2])
     hops = StageHops(job, cluster)
@@ -189,6 +191,16 @@ def _bound_s(job: TrainingJob, strategy: Strategy, layout: "Layout", costs: "lis
     layers = job.model.num_layers
     other = max(entry.other_s for entry in costs)
     return (rounds - 1) * layers / rate + layers * least + other
+
+
+def _can_hold(job: TrainingJob, layout: "Layout", costs: "list[_GroupCosts]", limits: list[float]) -> bool:
+    """Return whether the stages have room for all layers, and each for one."""
+    room = [
+        int(limits[group] / entry.peak_bytes * _ROUNDING)
+        for (group, _, _), entry in zip(layout, costs, strict=True)
+    ]
+    held = sum(most * stages for most, (_, _, stages) in zip(room, layout, strict=True))
+    return min(room) > 0 and held >= job.model.num_layers
 
 
 def _exchange_bound_s(

@@ -70,11 +70,13 @@ def test_no_layer_split_beats_the_bound_with_exchanges():
     shapes = list(mixed_shapes(job, cluster, [0, 1], {"micro_batch": (1, 4), "recompute": (2,)}))
     costs = mixed_plan._group_costs(job, cluster, shapes)
     hops = StageHops(job, cluster)
+    limits = [mixed_plan._limit_bytes(job, cluster, group) for group in (0, 1)]
     compared = 0
     for strategy, layout in shapes:
         entries = [costs[group, tp, stages, strategy] for group, tp, stages in layout]
         hops_s = hops.seconds(strategy, layout)
         pipeline = mixed_plan._pipeline(job, cluster, strategy, layout, entries, hops_s, tied_s=0.0)
+        assert mixed_plan._can_hold(job, layout, entries, limits) == (pipeline is not None)
         if pipeline is not None:
             least_s = mixed_plan._exchange_bound_s(job, strategy, layout, entries, hops_s)
             assert mixed_plan._bound_s(job, strategy, layout, entries) <= least_s <= pipeline.step_s
