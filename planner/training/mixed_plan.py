@@ -159,9 +159,9 @@ def search_mixed_pipelines(
             break
         strategy, layout = shapes[number]
         hops_s = hops.seconds(strategy, layout)
-        if _exchange_bound_s(job, strategy, layout, entries, hops_s) > most_s:
-            continue
         tied_s = hops.tied_s(strategy, layout)
+        if _exchange_bound_s(job, strategy, layout, entries, hops_s) + tied_s > most_s:
+            continue
         pipeline = _pipeline(job, cluster, strategy, layout, entries, hops_s, tied_s)
         if pipeline is not None:
             num_fit += 1
@@ -213,11 +213,13 @@ def _exchange_bound_s(
     rounds = job.global_batch // (strategy.dp * strategy.micro_batch)
     layer_s = np.repeat([entry.layer_s for entry in costs], [stages for _, _, stages in layout])
     exchanges = exchanges_s(hops_s)
+    head_s = _head_layers(job) * float(layer_s[-1])
+    exchanges[-1] += head_s
     order = np.argsort(exchanges)
     rates = np.cumsum(1.0 / layer_s[order])
     filled = (job.model.num_layers + np.cumsum(exchanges[order] / layer_s[order])) / rates
     slowest = max(float(filled.min()), float((exchanges + layer_s).max()))
-    least = job.model.num_layers * float(layer_s.min()) + 2.0 * float(hops_s.sum())
+    least = job.model.num_layers * float(layer_s.min()) + head_s + 2.0 * float(hops_s.sum())
     return (rounds - 1) * slowest + least + max(entry.other_s for entry in costs)
 
 
