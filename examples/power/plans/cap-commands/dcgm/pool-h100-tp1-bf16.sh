@@ -5,5 +5,5 @@ set -euo pipefail
 apply=0; [ "${1:-}" = "--apply" ] && apply=1
 run() { if [ "$apply" = 1 ]; then "$@"; else printf '%q ' "$@"; echo; fi; }
 GROUP="${GROUP:?number of a DCGM group: dcgmi group -c NAME; dcgmi group -g N -a 0,1,2,3}"
-run dcgmi config -g "$GROUP" --set -P 638
+run dcgmi config -g "$GROUP" --set -P 650
 run dcgmi config -g "$GROUP" --get

@@ -8,5 +8,5 @@ BMC="${BMC:?address of the management controller}"
 # one path per device; B200: GPU_1 in place of GPU_SXM_1
 PATHS="${PATHS:?/redfish/v1/Systems/HGX_Baseboard_0/Processors/GPU_SXM_1/EnvironmentMetrics ...}"
 for p in $PATHS; do
-  run curl --fail --silent --show-error --netrc -X PATCH -H 'Content-Type: application/json' -d "{\"PowerLimitWatts\":{\"SetPoint\":638}}" "https://$BMC$p"
+  run curl --fail --silent --show-error --netrc -X PATCH -H 'Content-Type: application/json' -d "{\"PowerLimitWatts\":{\"SetPoint\":650}}" "https://$BMC$p"
 done

@@ -7,5 +7,5 @@ run() { if [ "$apply" = 1 ]; then "$@"; else printf '%q ' "$@"; echo; fi; }
 DEVICES="${DEVICES:?indices of the devices, separated by spaces}"
 for d in $DEVICES; do
   run nvidia-smi -i "$d" -pm 1
-  run nvidia-smi -i "$d" -lgc 0,1320
+  run nvidia-smi -i "$d" -lgc 0,1350
 done

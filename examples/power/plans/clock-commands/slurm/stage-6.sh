@@ -5,4 +5,4 @@ set -euo pipefail
 apply=0; [ "${1:-}" = "--apply" ] && apply=1
 run() { if [ "$apply" = 1 ]; then "$@"; else printf '%q ' "$@"; echo; fi; }
 JOB="${JOB:?job script to submit}"
-run sbatch --gpu-freq=1320 "$JOB"
+run sbatch --gpu-freq=1350 "$JOB"
