@@ -31,6 +31,8 @@ from planner.workload import Buckets, Workload, bucketise, read_workload
 __all__ = ["plan_serving"]
 
 _HEADROOM_STEPS = (-0.6, -0.5, -0.4, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5)
+Steps = list[list[int]]
+"""Which of the steps each demand and role takes."""
 _MAX_FORMS = 16
 """Combinations of forms of several models that are tried."""
 
@@ -196,10 +198,10 @@ def _plan_of_forms(
     fleet = fleet_of(demands, forms)
     found, steps = _start(request, fleet, replays)
     while late := found.late:
-        if any(steps[n] + 1 == len(_HEADROOM_STEPS) for n in late):
+        if any(max(steps[n]) + 1 == len(_HEADROOM_STEPS) for n in late):
             break
         for n in late:
-            steps[n] += 1
+            steps[n] = [step + 1 for step in steps[n]]
         try:
             found = _solved(request, fleet, steps, replays)
         except InfeasibleError:
@@ -209,18 +211,18 @@ def _plan_of_forms(
     return serving_plan_of(found)
 
 
-def _start(request: ServeRequest, fleet: Fleet, replays: Replays) -> tuple[SolvedFleet, list[int]]:
+def _start(request: ServeRequest, fleet: Fleet, replays: Replays) -> tuple[SolvedFleet, Steps]:
     """Return the fleet without headroom, or the largest that the limits allow and that replays bear.
 
     Formulas of queues take every instance alone: a fleet that shares its load needs less than they say.
     """
     start = _HEADROOM_STEPS.index(0.0)
-    steps = [start] * len(fleet.slots)
+    steps = [[start] * len(slot.roles) for slot in fleet.slots]
     try:
         return _solved(request, fleet, steps, replays), steps
     except InfeasibleError:
         for step in range(start - 1, -1, -1) if request.simulate else ():
-            steps = [step] * len(fleet.slots)
+            steps = [[step] * len(slot.roles) for slot in fleet.slots]
             try:
                 found = _solved(request, fleet, steps, replays)
             except InfeasibleError:
@@ -231,23 +233,23 @@ def _start(request: ServeRequest, fleet: Fleet, replays: Replays) -> tuple[Solve
         raise
 
 
-def _lowered(found: SolvedFleet, steps: list[int], replays: Replays) -> SolvedFleet:
-    """Return a fleet with as little headroom as the simulation of each model still bears."""
-    for n in range(len(steps)):
-        while steps[n] > 0:
-            fewer = [*steps[:n], steps[n] - 1, *steps[n + 1 :]]
-            tried = _solved(found.request, found.fleet, fewer, replays)
+def _lowered(found: SolvedFleet, steps: Steps, replays: Replays) -> SolvedFleet:
+    """Return a fleet with as little headroom as the simulation of each model still bears, role by role."""
+    for n, role in [(n, role) for n, slot in enumerate(found.fleet.slots) for role in range(len(slot.roles))]:
+        while steps[n][role] > 0:
+            steps[n][role] -= 1
+            tried = _solved(found.request, found.fleet, steps, replays)
             if tried.late:
+                steps[n][role] += 1
                 break
-            steps[n] = fewer[n]
             if tried.scale > found.scale or not tried.same_counts(found):
                 found = tried
     return found
 
 
-def _solved(request: ServeRequest, fleet: Fleet, steps: list[int], replays: Replays) -> SolvedFleet:
+def _solved(request: ServeRequest, fleet: Fleet, steps: Steps, replays: Replays) -> SolvedFleet:
     """Return the best mix at the given headrooms, replayed."""
-    headrooms = tuple(_HEADROOM_STEPS[s] for s in steps)
+    headrooms = tuple(tuple(_HEADROOM_STEPS[step] for step in of_roles) for of_roles in steps)
     problem = mix_problem(request, fleet, headrooms)
     mix = solve_fleet(request, fleet, problem)
     checks = tuple(

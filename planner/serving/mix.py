@@ -20,6 +20,7 @@ __all__ = [
     "Demand",
     "Fleet",
     "Form",
+    "Headrooms",
     "Slot",
     "fleet_of",
     "instance_watts",
@@ -64,6 +65,10 @@ class Slot:
     def roles(self) -> tuple[Role, ...]:
         """Of its instances, in the order of `buckets`."""
         return ("both",) if self.form == "joint" else ("prefill", "decode")
+
+
+Headrooms = tuple[tuple[float, ...], ...]
+"""Capacity beyond the load, by demand and role."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -118,12 +123,12 @@ def fleet_of(demands: tuple[Demand, ...], forms: tuple[Form, ...]) -> Fleet:
     return Fleet(slots=tuple(slots), items=tuple(items), item_names=tuple(names), bucket_names=tuple(buckets))
 
 
-def mix_problem(request: ServeRequest, fleet: Fleet, headrooms: tuple[float, ...]) -> MixProblem:
+def mix_problem(request: ServeRequest, fleet: Fleet, headrooms: Headrooms) -> MixProblem:
     """Return the program: one set of buckets per demand and role, limits over everything together."""
     load = np.full((len(fleet.items), len(fleet.bucket_names)), np.inf)
-    for slot, headroom in zip(fleet.slots, headrooms, strict=True):
-        rate = slot.demand.buckets.rate_per_s * (1.0 + headroom)
-        for role, span in zip(slot.roles, slot.buckets, strict=True):
+    for slot, of_roles in zip(fleet.slots, headrooms, strict=True):
+        for role, span, headroom in zip(slot.roles, slot.buckets, of_roles, strict=True):
+            rate = slot.demand.buckets.rate_per_s * (1.0 + headroom)
             for i in range(slot.items.start, slot.items.stop):
                 item = fleet.items[i]
                 if item.role == role:

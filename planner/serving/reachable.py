@@ -38,7 +38,9 @@ def least_limits(
     for chosen in forms:
         try:
             fleet = _as_offered(fleet_of(demands, chosen), offers)
-            problems.append(mix_problem(request, fleet, (0.0,) * len(demands)))
+            problems.append(
+                mix_problem(request, fleet, tuple((0.0,) * len(slot.roles) for slot in fleet.slots))
+            )
         except InfeasibleError:
             continue
         budgets.append(budget_wanted(request, fleet, problems[-1]))

@@ -12,7 +12,7 @@ from planner.facility import site_energy
 from planner.plan import Check
 from planner.plan_io import plan_document
 from planner.serving.items import Item, item_draw
-from planner.serving.mix import Fleet, Slot, single_usd_per_hour
+from planner.serving.mix import Fleet, Headrooms, Slot, single_usd_per_hour
 from planner.serving.plan import (
     FleetStrategy,
     MixEntry,
@@ -39,13 +39,13 @@ __all__ = ["SolvedFleet", "serving_plan_of"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SolvedFleet:
-    """A fleet with its mix, the headroom of each demand and what the replays showed."""
+    """A fleet with its mix, the headroom of each demand and role, and what the replays showed."""
 
     request: ServeRequest
     fleet: Fleet
     problem: MixProblem
     mix: SolvedMix
-    headrooms: tuple[float, ...]
+    headrooms: Headrooms
     level_checks: tuple[tuple[SimulatedCheck | None, ...], ...]
     """What replays showed, by level of the day (the peak first) and demand."""
 
@@ -69,7 +69,7 @@ class SolvedFleet:
         """Demands whose targets are broken at some level."""
         return [
             n
-            for n in range(len(self.headrooms))
+            for n in range(len(self.fleet.slots))
             if any((check := checks[n]) is not None and not check.holds for checks in self.level_checks)
         ]
 
@@ -143,7 +143,8 @@ def _load_frac(
 ) -> float:
     """Return the arrivals at each instance over what it can take, headroom aside."""
     served = np.where(solution.share[i] > 0, solved.problem.load[i], 0.0) * solution.share[i]
-    headroom = solved.headrooms[solved.fleet.slots.index(slot)]
+    of_roles = solved.headrooms[solved.fleet.slots.index(slot)]
+    headroom = of_roles[slot.roles.index(solved.fleet.items[i].role)]
     return float(served.sum() * solved.scale * rate_frac / max(1.0 + headroom, 1.0) / solution.count[i])
 
 
@@ -190,7 +191,7 @@ def _model_prediction(solved: SolvedFleet, number: int) -> ModelPrediction:
         requests_per_s=rate,
         throughput_tokens_per_s=rate * traffic.mean_output_tokens,
         cost_usd_per_hour=used_usd_per_hour(solved.fleet, solved.mix, slot),
-        headroom_frac=solved.headrooms[number],
+        headroom_frac=max(solved.headrooms[number]),
         simulated=solved.checks[number],
     )
 
@@ -228,7 +229,7 @@ def _prediction(solved: SolvedFleet) -> ServingPrediction:
         mean_watts=None if mean is None else mean.watts,
         joules_per_token=None if mean is None else mean.watts / output,
         site=None if mean is None else site_energy(solved.request.facility, mean.pools, output),
-        headroom_frac=max(solved.headrooms),
+        headroom_frac=max(map(max, solved.headrooms)),
         simulated=solved.checks[0] if len(parts) == 1 else None,
         by_model=parts if len(parts) > 1 else (),
     )

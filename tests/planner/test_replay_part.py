@@ -108,3 +108,13 @@ def test_a_stock_that_formulas_refuse_is_used_where_replays_hold() -> None:
     assert all(check.holds for check in within.certificate)
     with pytest.raises(InfeasibleError, match="limit max_devices"):
         plan_serving(read_serve_request(None, asked | limits | stock | {"simulate": False}))
+
+
+def test_decoding_that_needs_headroom_does_not_keep_prompts_from_needing_less() -> None:
+    asked = {"model": "gemma-3-27b", "gpus": ("h100",), "workload": "fixed:30000x100", "form": "split"}
+    plan = plan_serving(
+        read_serve_request(None, asked | {"rate_per_s": 2.0, "slo_ttft_s": 5.0, "slo_tpot_s": 0.05})
+    ).plans[0]
+    assert all(check.holds for check in plan.certificate)
+    prompts = sum(m.count * m.devices_per_instance for m in plan.mix if m.role == "prefill")
+    assert prompts <= 16  # one headroom for both roles: 22
