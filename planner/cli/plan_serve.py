@@ -53,6 +53,10 @@ EndToEnd = Annotated[float | None, typer.Option("--slo-e2e-s", help="Time to the
 Percentile = Annotated[
     float | None, typer.Option("--percentile", help="Percent of requests within every target; 99.")
 ]
+EverySize = Annotated[
+    bool | None,
+    typer.Option("--every-size/--no-every-size", help="Targets of each size, not just of all."),
+]
 Engine = Annotated[str | None, typer.Option("--engine", help="vllm, sglang, trtllm or mindie.")]
 Formats = Annotated[str | None, typer.Option("--formats", help="Allowed weight formats, by commas; bf16.")]
 KvFormats = Annotated[str | None, typer.Option("--kv-formats", help="Allowed cache formats; bf16.")]
@@ -160,6 +164,7 @@ def plan_serve(
     slo_tpot_s: Tpot = None,
     slo_e2e_s: EndToEnd = None,
     percentile: Percentile = None,
+    every_size: EverySize = None,
     engine: Engine = None,
     formats: Formats = None,
     kv_formats: KvFormats = None,

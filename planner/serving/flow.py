@@ -6,13 +6,11 @@ from time import perf_counter
 
 import numpy as np
 
-from costmodels.graph import ModelGraph
-from costmodels.serving.engine import EngineStack
 from hardware.errors import InfeasibleError
 from planner.facility import facility_note
 from planner.plan import PlanFile, Search
 from planner.plan_io import plan_document
-from planner.serving.items import ItemSearch, Role, find_items
+from planner.serving.demands import demand_of, late_note, with_late_sizes
 from planner.serving.layers import plan_layers
 from planner.serving.mix import Demand, Fleet, Form, fleet_of, mix_problem
 from planner.serving.model_requests import model_requests
@@ -26,7 +24,6 @@ from planner.serving.reachable import least_limits
 from planner.serving.replays import Replays
 from planner.serving.request import ServeRequest, resolve_serving
 from planner.serving.result import SolvedFleet, serving_plan_of
-from planner.workload import Buckets, Workload, bucketise, read_workload
 
 __all__ = ["plan_serving"]
 
@@ -50,25 +47,23 @@ def plan_serving(request: ServeRequest) -> PlanFile[ServingPlan]:
     start = perf_counter()
     asked = [(each, *resolve_serving(each)) for each in model_requests(request)]
     offers = asked[0][3]
-    demands = tuple(_demand(*each) for each in asked)
-    plans: list[ServingPlan] = []
-    failures: list[InfeasibleError] = []
-    replays = Replays(request)
-    for forms in _forms(demands):
-        try:
-            plans.append(_plan_of_forms(forms, request, demands, replays))
-        except InfeasibleError as error:
-            failures.append(error)
-    notes = [f"{f.args[0]}" for f in failures]
-    if not plans:
+    demands = tuple(demand_of(*each) for each in asked)
+    found, failures = _planned(request, demands)
+    notes = [f"{error.args[0]}" for forms, error in failures.items() if forms not in found]
+    ranked = sorted(found.values(), key=lambda pair: _order(request, pair[0]))
+    plans = [plan for plan, _ in ranked]
+    if plans:
+        demands = ranked[0][1]
+    else:
         one_price = not any(offer.purchases for offer in offers)
         layered = plan_layers(request, demands) if one_price else None
         if layered is None:
-            free = tuple(_demand(*each[:3], _without_end(offers)) for each in asked)
-            raise _explained(failures[0], demands, least_limits(request, free, _forms(free), offers))
+            free = tuple(demand_of(*each[:3], _without_end(offers)) for each in asked)
+            raise _explained(
+                next(iter(failures.values())), demands, least_limits(request, free, _forms(free), offers)
+            )
         plans = [layered]
         notes = ["no instance of one kind of device holds the model: its layers are spread over all of them"]
-    plans.sort(key=lambda p: (not _holds(p), *_rank(request, p), p.strategy.form))
     if len(plans) > 1 and request.objective == "cost":
         plans[0] = _with_reason(plans[0], plans[1])
     used = {(entry.device, entry.role) for entry in plans[0].mix}
@@ -100,62 +95,25 @@ def plan_serving(request: ServeRequest) -> PlanFile[ServingPlan]:
     )
 
 
-def _demand(
-    request: ServeRequest, model: ModelGraph, engine: EngineStack, offers: tuple[DeviceOffer, ...]
-) -> Demand:
-    """Return one model with its traffic and the instances that could serve it."""
-    rate = request.rate_per_s
-    workload = read_workload(request.workload or "", rate_per_s=rate, percentile=request.percentile)
-    buckets = bucketise(workload.traffic)
-    search = _search(request, model, engine, offers, workload, buckets)
-    hopeless = _hopeless(request, buckets, search)
-    if hopeless:
-        late = replace(buckets, late=hopeless)
-        wanted = request.percentile / (1.0 - late.late_frac)
-        if wanted < 100.0:
-            buckets = late
-            stricter = replace(request, percentile=wanted)
-            search = _search(stricter, model, engine, offers, workload, buckets)
-    return Demand(
-        request=request,
-        model=model,
-        engine=engine,
-        workload=workload,
-        buckets=buckets,
-        search=search,
-        offers=offers,
-    )
+_Found = dict[tuple[Form, ...], tuple[ServingPlan, tuple[Demand, ...]]]
+_Failures = dict[tuple[Form, ...], InfeasibleError]
 
 
-def _search(
-    request: ServeRequest,
-    model: ModelGraph,
-    engine: EngineStack,
-    offers: tuple[DeviceOffer, ...],
-    workload: Workload,
-    buckets: Buckets,
-) -> ItemSearch:
-    return find_items(
-        request,
-        model,
-        engine,
-        offers,
-        buckets,
-        arrival_cv=workload.traffic.arrival_cv,
-        prefix_hit_frac=request.prefix_hit_frac or workload.traffic.prefix_hit_frac,
-    )
-
-
-def _hopeless(request: ServeRequest, buckets: Buckets, search: ItemSearch) -> tuple[str, ...]:
-    """Return the sizes that no instance serves within the targets, in any form; none where all are such."""
-    served = np.zeros(len(buckets.names), dtype=bool)
-    forms: dict[str, tuple[Role, ...]] = {"joint": ("both",), "split": ("prefill", "decode")}
-    for form, roles in forms.items():
-        if request.form in ("auto", form):
-            able = [[i.rate_per_s > 0 for i in search.items if i.role == role] for role in roles]
-            if all(able):
-                served |= np.all([np.any(one, axis=0) for one in able], axis=0)
-    return tuple(n for n, kept in zip(buckets.names, served, strict=True) if not kept) if served.any() else ()
+def _planned(request: ServeRequest, demands: tuple[Demand, ...]) -> tuple[_Found, _Failures]:
+    """Return the best plan in every form with the demands that it serves, and why forms failed."""
+    found: _Found = {}
+    failures: _Failures = {}
+    for variant in (demands, *with_late_sizes(demands)):
+        replays = Replays(request)
+        for forms in _forms(demands):
+            try:
+                plan = _plan_of_forms(forms, request, variant, replays)
+            except InfeasibleError as error:
+                failures.setdefault(forms, error)
+                continue
+            if forms not in found or _order(request, plan) < _order(request, found[forms][0]):
+                found[forms] = plan, variant
+    return found, failures
 
 
 def _without_end(offers: tuple[DeviceOffer, ...]) -> tuple[DeviceOffer, ...]:
@@ -264,7 +222,7 @@ def _solved(request: ServeRequest, fleet: Fleet, steps: Steps, replays: Replays)
     )
 
 
-def _rank(request: ServeRequest, plan: ServingPlan) -> tuple[float, ...]:
+def _rank(request: ServeRequest, plan: ServingPlan) -> tuple[float, float]:
     """Return what orders plans, smallest first: the objective, then dollars."""
     p = plan.predicted
     first = {
@@ -273,6 +231,11 @@ def _rank(request: ServeRequest, plan: ServingPlan) -> tuple[float, ...]:
         "throughput": -p.requests_per_s,
     }[request.objective]
     return (float(first), p.cost_usd_per_hour)
+
+
+def _order(request: ServeRequest, plan: ServingPlan) -> tuple[bool, float, float, str]:
+    """Return what orders plans: those whose checks hold first, then by rank."""
+    return (not _holds(plan), *_rank(request, plan), plan.strategy.form)
 
 
 def _holds(plan: ServingPlan) -> bool:
@@ -313,12 +276,7 @@ def _diagnostics(demand: Demand) -> tuple[str, ...]:
         for e in demand.search.excluded
         if "fit" in e.rule
     ]
-    if demand.buckets.late:
-        notes.append(
-            f"sizes {', '.join(demand.buckets.late)} keep the targets on no device; they are "
-            f"{100 * demand.buckets.late_frac:.2g} % of the requests, within the "
-            f"{100 - demand.request.percentile:g} % that may miss them"
-        )
+    notes += late_note(demand)
     most = demand.model.max_seq_len
     traffic = demand.workload.traffic
     if most is not None:

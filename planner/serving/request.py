@@ -61,6 +61,8 @@ class ServeRequest:
     slo_e2e_s: Positive | None = None
     percentile: Percent = 99.0
     """Share of requests, in percent, that must keep every target."""
+    every_size: bool = False
+    """Every request size must keep the targets at the percentile, not just all requests together."""
     engine: str = "vllm"
     formats: tuple[Format, ...] = ("bf16",)
     """Weight formats whose quality is acceptable; each is tried."""

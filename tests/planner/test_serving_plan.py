@@ -2,6 +2,7 @@
 
 import json
 import re
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from hardware.errors import InfeasibleError, InputError, SpecError, UnknownNameE
 from planner.cli.main import build_app
 from planner.plan_io import plan_text, read_plan, write_plan
 from planner.serving.capacity import grid_times, joint_capacity
+from planner.serving.demands import demand_of, with_late_sizes
 from planner.serving.flow import plan_serving
-from planner.serving.request import read_serve_request
+from planner.serving.request import read_serve_request, resolve_serving
 from planner.simulate.plan_fleet import read_plan_fleet
 from planner.workload import bucketise, read_workload
 
@@ -230,7 +232,7 @@ def test_few_requests_that_no_device_serves_in_time_do_not_refuse_all(tmp_path):
     with pytest.raises(InfeasibleError, match="bucket 65536/32"):
         plan(**asked, percentile=99.0)
     file = plan(**asked, percentile=95.0)
-    assert any("65536/32 keep the targets on no device" in note for note in file.diagnostics)
+    assert any("sizes 65536/32 may miss the targets" in note for note in file.diagnostics)
     best = file.plans[0]
     assert best.predicted.ttft_s <= 1.0
     assert sum(route.rate_per_s for route in best.routing) == pytest.approx(4.0)
@@ -270,3 +272,23 @@ def test_accepted_drafts_shorten_the_time_per_token_of_an_estimate():
 
     drafted = tpot_s("--draft-tokens", "2", "--accepted-tokens", "1.2")
     assert tpot_s() / 2.2 < drafted < tpot_s()
+
+
+def test_a_dear_tail_may_be_late_unless_every_size_is_asked_for(tmp_path):
+    middles = [NormalDist(np.log(7000.0), 1.25).inv_cdf((k + 0.5) / 40) for k in range(40)]
+    rows = [f"{min(126_000, round(np.exp(m)))},350,0.025\n" for m in middles]
+    path = tmp_path / "sizes.csv"
+    path.write_text("prompt_tokens,output_tokens,share_frac\n" + "".join(rows), encoding="utf-8")
+    asked = {
+        "workload": str(path), "gpus": ("h100",), "usd_per_hour": {"h100": 4.0}, "form": "joint",
+        "slo_ttft_s": 3.0, "rate_per_s": 3.4, "percentile": 90.0,
+    }  # fmt: skip
+    late, strict = plan(**asked), plan(**asked, every_size=True)
+    assert any("may miss the targets" in note for note in late.diagnostics)
+    assert not any("may miss the targets" in note for note in strict.diagnostics)
+    assert late.plans[0].predicted.cost_usd_per_hour < strict.plans[0].predicted.cost_usd_per_hour
+    request = read_serve_request(None, FLAGS | asked)
+    demand = demand_of(request, *resolve_serving(request))
+    for (relaxed,) in with_late_sizes((demand,)):
+        assert 0.0 < relaxed.buckets.late_frac <= 0.08
+        assert all(name.startswith(("more/", "65536/")) for name in relaxed.buckets.late)
