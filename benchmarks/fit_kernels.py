@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from costmodels.kernels.attention import DECODE
 from costmodels.kernels.data import MEASURED, SCHEMA_VERSION, load, rated_device, rated_numbers
-from costmodels.kernels.fit import Fitted, Sibling, TreeSettings, fit_surface
+from costmodels.kernels.fit import Fitted, Sibling, TreeSettings, fit_physics, fit_surface
 from costmodels.kernels.machine import find_format, machine_of
 from costmodels.kernels.samples import KernelSamples, file_sha256, read_kernel_samples
 from hardware.catalog import find_device
@@ -52,14 +53,25 @@ SIBLINGS = {"h100": "h200", "h200": "h100", "b200": "gb200", "gb200": "b200"}
 SIBLING_TABLES = ("gemm", "context_attention", "generation_attention")
 ROBUST = ("matmul", "experts")
 """Families whose tables hold stray slow rows."""
+STARTS = {("l40s", "decode"): {**DECODE.start, "block_s": 2e-6}}
+"""Where the physics starts that has a coefficient more than its family: FlashAttention-2 serves the L40S."""
 FINE = TreeSettings(num_trees=500, learning_rate=0.05, min_rows_per_leaf=5, features_frac=0.5)
+DEEP = TreeSettings(
+    depth=7,
+    num_leaves=48,
+    learning_rate=0.1,
+    min_rows_per_leaf=8,
+    smoothing=0.1,
+)
+MANY = replace(DEEP, num_trees=400, min_rows_per_leaf=4, features_frac=0.5)
 SETTINGS = {
     ("a100-80gb", "decode_mla"): replace(FINE, robust=True),
     ("h200", "context_mla"): replace(FINE, robust=True),
     ("gb200", "context"): FINE,
-    ("l40s", "context"): FINE,
-    ("l40s", "decode"): replace(FINE, robust=True),
-    ("l40s", "decode_mla"): replace(FINE, robust=True),
+    ("l40s", "matmul"): DEEP,
+    ("l40s", "context"): MANY,
+    ("l40s", "decode"): MANY,
+    ("l40s", "decode_mla"): replace(MANY, min_rows_per_leaf=10, smoothing=0.05),
     ("h100", "decode_mla"): replace(FINE, robust=True),
     ("h200", "decode_mla"): replace(FINE, robust=True),
 }
@@ -144,13 +156,16 @@ def fit_device(samples: Path, name: str, families: Sequence[str]) -> dict[str, A
         for dtype in np.unique(table.dtype):
             shape, seconds = select(table, str(dtype))
             fmt = find_format(str(dtype))
-            family = table.family
+            family, machine = table.family, machine_of(device, fmt)
             fitted = fit_surface(
                 family,
                 shape,
                 seconds,
-                machine_of(device, fmt),
+                machine,
                 fmt,
+                coefficients=fit_physics(
+                    family, shape, seconds, machine, fmt, start=STARTS.get((name, family.name))
+                ),
                 groups=group_names(family.name, shape),
                 siblings=siblings(samples, name, path, str(dtype)),
                 settings=SETTINGS.get((name, family.name), TreeSettings(robust=family.name in ROBUST)),

@@ -110,21 +110,48 @@ def _decode_s(shape: Shape, machine: Machine, fmt: Format, c: Coefficients) -> F
     """Return seconds of decode; libraries do not split a cache whose heads are all their own (``heads ==
     kv_heads``).
 
-    Such a cache is walked by one unit per sequence and head, `serial_s` per key.
+    Such a cache is walked by one unit per sequence and head, `serial_s` per key. A surface with `block_s` is
+    of a library that walks the cache of a windowed layer so too; see `_windowed_walk`.
     """
     b, h, kvh, d = (shape[c] for c in ("batch", "heads", "kv_heads", "head_dim"))
     kv = np.where(shape["window"] > 0, np.minimum(shape["window"], shape["kv_len"]), shape["kv_len"])
-    moved = b * kv * kvh * 2.0 * d * shape["kv_bytes"] + 4.0 * b * h * d
-    cached = np.minimum(moved, c["cache_share"] * machine.l2_bytes)
-    memory = (moved - cached) / (c["memory_frac"] * machine.bytes_per_s)
+    cache = b * kv * kvh * 2.0 * d * shape["kv_bytes"]
+    kept = c["cache_share"] * machine.l2_bytes
+    walk = np.where(h == kvh, np.ceil(b * kvh / machine.num_sms) * kv * c["serial_s"], 0.0)
+    passes = np.ones(b.shape)
+    if "block_s" in c:
+        walk, passes = _windowed_walk(shape, machine, kv, walk, c["block_s"])
+    moved = cache + 4.0 * b * h * d
+    cached = np.minimum(moved, kept)
+    reread = (passes - 1.0) * np.maximum(cache - kept, 0.0)
+    memory = (moved - cached + reread) / (c["memory_frac"] * machine.bytes_per_s)
     memory = memory + cached / (c["cache_gain"] * machine.bytes_per_s)
     padded = kvh * np.ceil(h / kvh / 64.0) * 64.0
     compute = 4.0 * b * padded * d * kv / (machine.peak_flops_per_s * c["compute_frac"])
     pieces = b * kvh * np.ceil(kv / _KV_BLOCK)
     chain = np.ceil(pieces / machine.num_sms) * c["tile_s"]
-    whole = np.where(h == kvh, np.ceil(b * kvh / machine.num_sms) * kv * c["serial_s"], 0.0)
     p = c["sharpness"]
-    return c["launch_s"] + (compute**p + memory**p + chain**p + whole**p) ** (1.0 / p)
+    return c["launch_s"] + (compute**p + memory**p + chain**p + walk**p) ** (1.0 / p)
+
+
+def _windowed_walk(
+    shape: Shape, machine: Machine, kv: Floats, walk: Floats, block_s: float
+) -> tuple[Floats, Floats]:
+    """Return the longest walk, and how often the cache is read, where windowed layers are not packed.
+
+    FlashAttention-2 (Dao, arXiv 2307.08691; `mha_fwd_kvcache` of its library) packs the query heads of one
+    key head into one piece of work only without a window. With one, every sequence and query head is a piece,
+    and pieces that run together are of different sequences first: a key head's cache is read again for
+    whatever heads do not fit beside each other. A piece takes `block_s` per block of keys, of 2^14 numbers
+    or 64 keys, and half of that to begin. Caches of 8 bits run another kernel.
+    """
+    b, h, kvh, d = (shape[c] for c in ("batch", "heads", "kv_heads", "head_dim"))
+    alone = (shape["window"] > 0) & (shape["kv_bytes"] >= 2.0)
+    block = np.where(d <= 64, 256.0, np.where(d <= 128, 128.0, 64.0))
+    pieces = np.ceil(b * h / machine.num_sms)
+    together = np.maximum(machine.num_sms / b, 1.0)
+    passes = np.where(alone, np.maximum(h / kvh / together, 1.0), 1.0)
+    return np.where(alone, pieces * (np.ceil(kv / block) + 0.5) * block_s, walk), passes
 
 
 def _fill(pieces: Floats, machine: Machine) -> list[Floats]:

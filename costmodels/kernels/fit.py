@@ -37,8 +37,13 @@ class TreeSettings:
     l2: float = 1.0
     features_frac: float = 0.3
     """Share of the features that a split may choose from."""
+    num_leaves: int | None = None
+    """Of a tree, at most; all that its depth allows unless given."""
     robust: bool = False
     """Rows far from a stiff first fit fade out."""
+    smoothing: float | None = None
+    """With it the mean relative error is least, rounded below this, in place of the squared error of the
+    logarithm."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -121,10 +126,14 @@ def fit_trees(
     """Return boosted trees for `target`, exported from scikit-learn as plain arrays."""
     from sklearn.ensemble import HistGradientBoostingRegressor
 
+    from costmodels.relative_error import RelativeError  # imports scikit-learn
+
+    leaves = 2**settings.depth
     model = HistGradientBoostingRegressor(
+        loss="squared_error" if settings.smoothing is None else RelativeError(settings.smoothing),
         max_iter=settings.num_trees,
         max_depth=settings.depth,
-        max_leaf_nodes=2**settings.depth,
+        max_leaf_nodes=settings.num_leaves or leaves,
         learning_rate=settings.learning_rate,
         min_samples_leaf=settings.min_rows_per_leaf,
         l2_regularization=settings.l2,
@@ -133,7 +142,6 @@ def fit_trees(
         random_state=seed,
     )
     model.fit(features.astype(np.float32), target, sample_weight=weight)
-    leaves = 2**settings.depth
     trees = [_complete(stage[0].nodes, leaves) for stage in model._predictors]
     return Trees(
         feature=np.array([t[0] for t in trees], dtype=np.int64),

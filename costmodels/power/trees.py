@@ -98,7 +98,7 @@ def fit_free_trees(
     """
     from sklearn.ensemble import HistGradientBoostingRegressor  # slow to import, needed for fitting only
 
-    from costmodels.power.relative_error import RelativeError  # imports scikit-learn
+    from costmodels.relative_error import RelativeError  # imports scikit-learn
 
     model = HistGradientBoostingRegressor(
         loss="squared_error" if smoothing is None else RelativeError(smoothing),

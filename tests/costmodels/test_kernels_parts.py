@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from costmodels.kernels.attention import score_area
+from costmodels.kernels.attention import DECODE, score_area
 from costmodels.kernels.data import MEASURED, load, surface
 from costmodels.kernels.experts import active_experts
 from costmodels.kernels.fit import TreeSettings, fit_physics, fit_surface, fit_trees
@@ -59,6 +59,24 @@ def test_score_area_by_counting() -> None:
         assert area[0] == count
 
 
+def test_a_window_that_keeps_heads_apart_walks_the_cache_once_per_query_head() -> None:
+    shape = columns(batch=50, kv_len=4096, heads=8, kv_heads=2, head_dim=128, window=1024, kv_bytes=2)
+    packs = dict.fromkeys(DECODE.start, 1e-15) | {"sharpness": 12.0, "cache_share": 0.0, "memory_frac": 1.0}
+    packs["compute_frac"] = 1.0
+    apart = packs | {"block_s": 1e-6}
+    fast = Machine(peak_flops_per_s=1e20, bytes_per_s=1e20, l2_bytes=0.0, num_sms=100.0)
+    # 400 pieces on 100 units: 4 rounds of 1024 / 128 blocks and half a block to begin
+    assert DECODE.physics(shape, fast, BF16, apart)[0] == pytest.approx(4 * 8.5e-6, rel=1e-3)
+    slow = Machine(peak_flops_per_s=1e20, bytes_per_s=1e9, l2_bytes=0.0, num_sms=100.0)
+    # two of the four heads that share a key head run beside each other: its cache is read twice
+    cache_s, vectors_s = (n / 1e9 for n in (50 * 1024 * 2 * 2 * 128 * 2, 4 * 50 * 8 * 128))
+    assert DECODE.physics(shape, slow, BF16, packs)[0] == pytest.approx(cache_s + vectors_s, rel=1e-3)
+    assert DECODE.physics(shape, slow, BF16, apart)[0] == pytest.approx(2 * cache_s + vectors_s, rel=1e-3)
+    for other in (columns(window=0), columns(kv_bytes=1)):
+        same = shape | other
+        assert DECODE.physics(same, slow, BF16, apart) == DECODE.physics(same, slow, BF16, packs)
+
+
 def test_active_experts_at_its_limits() -> None:
     few = active_experts(np.array([8.0]), np.array([256.0]), np.array([0.0]))
     many = active_experts(np.array([1e6]), np.array([256.0]), np.array([0.0]))
@@ -93,6 +111,18 @@ def _synthetic(rows: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
     shape = {c: 2.0 ** rng.integers(5, 14, rows) for c in ("m", "n", "k")}
     truth = IDEAL | {"compute_frac": 0.7, "memory_frac": 0.6, "launch_s": 4e-6, "tile_s": 1e-6}
     return shape, matmul_physics_s(shape, MACHINE, BF16, truth)
+
+
+def test_deep_trees_of_few_leaves_for_the_relative_error_repeat_scikit_learn_too() -> None:
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(600, 4)).astype(np.float32).astype(np.float64)
+    target = np.where(x[:, 0] > 1.0, x[:, 1], 0.0) + np.where(rng.random(600) < 0.05, 1.0, 0.0)
+    settings = TreeSettings(num_trees=60, depth=7, num_leaves=12, smoothing=0.05, learning_rate=0.2)
+    trees = fit_trees(x, target, settings)
+    assert trees.value.shape == (60, 2**7)
+    assert max(len(np.unique(leaves)) for leaves in trees.value) <= 12
+    clean = np.where(x[:, 0] > 1.0, x[:, 1], 0.0)
+    assert np.abs(trees.predict(x) - clean).mean() < 0.1
 
 
 def test_a_fit_recovers_the_physics_that_made_the_samples() -> None:
