@@ -68,10 +68,10 @@ def _print_row(row: RowAnswer) -> None:
             "safe",
             "peak",
             "brakes",
-            "brakes/year",
-            "P(breach) <",
-            "high P50 / P99",
-            "low P50 / P99",
+            "a year",
+            "breach <",
+            "high P50/P99",
+            "low P50/P99",
         ],
         [
             (
@@ -81,8 +81,8 @@ def _print_row(row: RowAnswer) -> None:
                 str(o.num_brakes),
                 f"{o.brakes_per_year:.2g}",
                 f"{o.breach_probability:.1g}",
-                f"{100 * o.high_p50_frac:+.2f} / {100 * o.high_p99_frac:+.1f} %",
-                f"{100 * o.low_p50_frac:+.2f} / {100 * o.low_p99_frac:+.1f} %",
+                _slower(o.high_p50_frac, o.high_p99_frac),
+                _slower(o.low_p50_frac, o.low_p99_frac),
             )
             for o in row.options
         ],
@@ -95,6 +95,16 @@ def _print_row(row: RowAnswer) -> None:
             out.print(line, soft_wrap=True)
 
 
+def _slower(p50_frac: float, p99_frac: float) -> str:
+    """Return by how much the median and the slowest percent of answers are slower."""
+    return f"{round(100 * p50_frac, 2):.3g}/{round(100 * p99_frac, 2):.3g} %"
+
+
+def _clock_words(clocks_mhz: Sequence[tuple[int, int]]) -> str:
+    """Return forward and backward clock of the first and the last stage."""
+    return "; ".join(f"{forward}/{backward}" for forward, backward in (clocks_mhz[0], clocks_mhz[-1]))
+
+
 def _print_training(training: TrainingClocks) -> None:
     out = console()
     out.print(
@@ -105,7 +115,7 @@ def _print_training(training: TrainingClocks) -> None:
     )
     print_table(
         "",
-        ["slower", "deadline", "energy", "saved", "whole clocks", "static", "static clocks, stage 0 / last"],
+        ["slower", "deadline", "energy", "saved", "rounded", "static", "first; last, MHz"],
         [
             (
                 f"{100 * p.slowdown_frac:.1f} %",
@@ -114,7 +124,7 @@ def _print_training(training: TrainingClocks) -> None:
                 f"{100 * p.saved_frac:.2f} %",
                 f"{100 * p.rounded_saved_frac:.2f} %",
                 f"{100 * p.static_saved_frac:.2f} %",
-                f"{p.static_clocks_mhz[0]} / {p.static_clocks_mhz[-1]} MHz",
+                _clock_words(p.static_clocks_mhz),
             )
             for p in training.points
         ],

@@ -1,5 +1,6 @@
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -198,3 +199,14 @@ def test_a_straggler_is_answered_with_the_latest_deadline_it_allows(train_plan, 
     assert training.straggler_deadline_s == pytest.approx(slow)
     point = next(p for p in training.points if p.deadline_s == training.straggler_deadline_s)
     assert point.saved_frac > first.points[2].saved_frac
+
+
+@pytest.mark.parametrize("name", ["row", "training", "serving"])
+def test_an_examples_tables_stand_in_eighty_columns(name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    plans = Path(__file__).parents[2] / "examples" / "power" / "plans"
+    shown = _run("explain", str(plans / f"{name}.plan.json")).output
+    tables = [line for line in shown.splitlines() if "   " in line.strip() and "note:" not in line]
+    assert tables
+    assert max(map(len, tables)) <= 80
+    assert shown == (plans / f"{name}.txt").read_text(encoding="utf-8")
