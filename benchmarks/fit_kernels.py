@@ -69,6 +69,7 @@ SETTINGS = {
     ("h200", "context_mla"): replace(FINE, robust=True),
     ("gb200", "context"): FINE,
     ("l40s", "matmul"): DEEP,
+    ("l40s", "experts"): replace(DEEP, min_rows_per_leaf=15, smoothing=0.05),
     ("l40s", "context"): MANY,
     ("l40s", "decode"): MANY,
     ("l40s", "decode_mla"): replace(MANY, min_rows_per_leaf=10, smoothing=0.05),
