@@ -139,7 +139,10 @@ def _flags(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _show(plan: Any, written: tuple[Any, ...], *, json: bool) -> None:
-    """Print a plan file as it is, or for people with the paths that were written."""
+    """Print a plan file as it is, or for people with the paths written; warn of checks that fail."""
+    if failed := [check.name for check in plan.plans[0].certificate if not check.holds]:
+        words = f"no plan within the limits keeps every check; #1 fails {', '.join(failed)}"
+        typer.echo(f"warning: {words}", err=True)
     if json:
         from planner.plan_io import plan_text
 

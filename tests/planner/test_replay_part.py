@@ -1,5 +1,6 @@
 """A replay lasts until queues have settled; of a large fleet, a part of the same proportions is replayed."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from planner.serving.replay_part import part_of_workload, replay_part
 from planner.serving.request import read_serve_request
 from planner.simulate.settling import settling_s
 from planner.workload import Workload
+from tests.planner.conftest import Meshwright
 
 SIZE = {"prompt_tokens": (1000,), "output_tokens": (100,), "share_frac": (1.0,)}
 
@@ -118,3 +120,12 @@ def test_decoding_that_needs_headroom_does_not_keep_prompts_from_needing_less() 
     assert all(check.holds for check in plan.certificate)
     prompts = sum(m.count * m.devices_per_instance for m in plan.mix if m.role == "prefill")
     assert prompts <= 16  # one headroom for both roles: 22
+
+
+def test_a_best_plan_that_fails_a_check_is_warned_of(meshwright: Meshwright) -> None:
+    words = "plan serve --model gemma-3-27b --gpus h100 --workload fixed:30000x100 --rate-per-s 2"
+    limits = "--slo-ttft-s 5 --slo-tpot-s 0.05 --max-devices h100=20 --form joint --json"
+    found = meshwright(*words.split(), *limits.split())
+    document = json.loads(found.stdout)
+    held = all(check["holds"] for check in document["plans"][0]["certificate"])
+    assert held is ("warning: no plan within the limits keeps every check" not in found.stderr)
