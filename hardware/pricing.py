@@ -34,8 +34,12 @@ def device_price(
     Raises
     ------
     OutOfDomainError
-        if the catalogue knows no such price; the message says which it knows.
+        if the catalogue knows no such price; the message says which it knows. A region that none of the
+        device's prices names would change nothing, and is refused.
     """
+    if region is not None and device.prices and all(price.region is None for price in device.prices):
+        message = f"no price of {device.name} names a region, {region!r} changes nothing; give your own"
+        raise OutOfDomainError(message)
     fitting = [
         price
         for price in device.prices

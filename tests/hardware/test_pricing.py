@@ -56,3 +56,10 @@ def test_carbon_of_a_kilowatt_hour() -> None:
         find_carbon_intensity("atlantis")
     with pytest.raises(OutOfDomainError, match="at least 1"):
         carbon_kg(1.0, find_carbon_intensity("us"), pue=0.5)
+
+
+def test_a_region_that_no_price_names_is_refused() -> None:
+    device = replace(find_device("h100"), prices=(_price(usd_per_hour=3.0),))
+    assert device_price(device).usd_per_hour == 3.0
+    with pytest.raises(OutOfDomainError, match="names a region"):
+        device_price(device, region="mars")
