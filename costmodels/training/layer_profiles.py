@@ -9,7 +9,7 @@ MB that gives GB/s, and the largest rate measured in B/s.
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -146,9 +146,9 @@ def read_layer_profile(path: Path, device: str) -> LayerProfile:
     )
 
 
-def _json(path: Path) -> object:
+def _json(path: Path) -> Any:
     try:
-        read: object = json.loads(path.read_text(encoding="utf-8"))
+        read: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SpecError(str(path), [f"cannot be read: {error.strerror}"]) from None
     except ValueError as error:
@@ -166,7 +166,7 @@ def read_layer_table(path: Path, model: str) -> LayerTable:
     """
     try:
         found = _json(path)
-        layers = found[model]["1"]  # type: ignore[index]
+        layers = found[model]["1"]
         rows = [layers[str(i)] for i in range(len(layers))]
         return LayerTable(
             num_params=np.array([row["params_floats"] for row in rows], dtype=np.float64),
