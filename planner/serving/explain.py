@@ -9,7 +9,7 @@ from planner.plan import Check, PlanFile
 from planner.serving.flow import plan_serving
 from planner.serving.models import ModelDemand
 from planner.serving.offers import device_offers
-from planner.serving.plan import ServingPlan
+from planner.serving.plan import ServingPlan, ServingPrediction
 from planner.serving.request import ServeRequest
 
 __all__ = ["ServingExplanation", "ServingMargin", "explain_serving"]
@@ -52,8 +52,11 @@ def explain_serving(file: PlanFile[ServingPlan]) -> ServingExplanation:
         message = f"kind: {file.kind!r}; only serving plans (kind 'serve') are explained here"
         raise InputError(message)
     asked = replace(validate(ServeRequest, dict(file.request), "request of the plan"), simulate=False)
-    base = plan_serving(asked).plans[0].predicted.cost_usd_per_hour
-    margins = tuple(_margin(change, request, base) for change, request in _changes(asked).items())
+    base = plan_serving(asked).plans[0].predicted
+    margins = (
+        _margin_of("as asked, not simulated", base, base.cost_usd_per_hour),
+        *(_margin(name, request, base.cost_usd_per_hour) for name, request in _changes(asked).items()),
+    )
     best = file.plans[0]
     return ServingExplanation(
         reason=best.reason,
@@ -68,6 +71,10 @@ def _margin(change: str, request: ServeRequest, base: float) -> ServingMargin:
         then = plan_serving(request).plans[0].predicted
     except (InfeasibleError, SpecError):
         return ServingMargin(change=change, usd_per_hour=None, difference_usd_per_hour=None)
+    return _margin_of(change, then, base)
+
+
+def _margin_of(change: str, then: ServingPrediction, base: float) -> ServingMargin:
     return ServingMargin(
         change=change,
         usd_per_hour=then.cost_usd_per_hour,

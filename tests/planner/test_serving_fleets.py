@@ -183,6 +183,7 @@ def test_compare_and_explain_from_the_command_line(tmp_path):
     write_serving_plan(plan(TWO, power_budget_w=9000.0, max_devices={"a100-80gb": 6}), tmp_path / "c.json")
     margins = json.loads(run("explain", tmp_path / "c.json", "--json").stdout)["margins"]
     named = {m["change"]: m["difference_usd_per_hour"] for m in margins}
+    assert named["as asked, not simulated"] == 0
     assert named["slo_tpot_s 1.25 times looser"] <= 1e-9
     assert named["without power_budget_w"] <= 1e-9
     assert named["without max_devices.a100-80gb"] <= 1e-9
