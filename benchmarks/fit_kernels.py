@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from costmodels.intervals import Z90
 from costmodels.kernels.attention import DECODE
 from costmodels.kernels.data import MEASURED, SCHEMA_VERSION, load, rated_device, rated_numbers
 from costmodels.kernels.fit import Fitted, Sibling, TreeSettings, fit_physics, fit_surface
@@ -231,7 +232,7 @@ def _pool(
         others = [c for n, c in fits.items() if n != device.name] or list(fits.values())
         mean = _mean(others)
         logs.append(np.log(seconds / family.physics(shape, machine_of(device, fmt), fmt, mean)))
-    sigma = float(np.median([np.quantile(np.abs(x), 0.9) for x in logs]) / 1.645) if len(fits) > 1 else 0.5
+    sigma = float(np.median([np.quantile(np.abs(x), 0.9) for x in logs]) / Z90) if len(fits) > 1 else 0.5
     error = {
         d.name: round(float(np.median(np.abs(np.expm1(-x)))), 4)
         for (d, *_), x in zip(rows, logs, strict=True)

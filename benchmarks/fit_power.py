@@ -114,7 +114,7 @@ def fit_caps(data, write):
     fitted, every = fit_caps_of(samples), fit_caps_of(one_device(samples))
 
     def sigma(predicted, rows=slice(None)):
-        return round(float(np.quantile(np.abs(np.log(predicted / actual))[rows], 0.9) / 1.645), 4)
+        return round(float(np.quantile(np.abs(np.log(predicted / actual))[rows], 0.9) / Z90), 4)
 
     rows = {}
     for i, name in enumerate(samples.device_names):
@@ -344,7 +344,7 @@ def fit_serving(data, write):
     fitted = fit_serving_power(runs, watts_per_device=watts, tokens_per_s=rate)
 
     def sigma(predicted):
-        return round(float(np.quantile(np.abs(np.log(predicted / watts)), 0.9) / 1.645), 4)
+        return round(float(np.quantile(np.abs(np.log(predicted / watts)), 0.9) / Z90), 4)
 
     _write(
         "serving",
