@@ -318,6 +318,7 @@ def _world_level(cluster: Cluster) -> Level:
         latency_s=max(fabric.latency_s, fabric.far_latency_s or 0.0),
         kind=LinkKind.WAN if fabric.kind is FabricKind.WAN else LinkKind.FABRIC,
         technology=fabric.technology,
+        attained_frac=fabric.attained_frac,
     )
 
 

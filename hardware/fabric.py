@@ -74,6 +74,8 @@ class Fabric:
     """From device to device, nearest neighbours of the fabric."""
     node_bytes_per_s: BytesPerSecond | None = None
     """What one whole node can send, one way; left out, the node's NICs of this technology say it."""
+    attained_frac: Fraction | None = None
+    """Set where `node_bytes_per_s` is what single sends attained, not rated: its share of the rated speed."""
     max_nodes: Count | None = None
     """How many nodes the fabric can join; left out, any number."""
     oversubscription: Annotated[float, Field(ge=1)] = 1.0
@@ -203,6 +205,7 @@ def _level(fabric: Fabric, is_whole: bool, size: int, bytes_per_s: float, latenc
         kind=_LINK_KIND[fabric.kind],
         technology=fabric.technology,
         in_network_reduce=fabric.in_network_reduce,
+        attained_frac=fabric.attained_frac,
     )
 
 

@@ -21,7 +21,7 @@ from hardware.flows import (
 )
 from hardware.topology import Link, PartKind, Topology
 
-__all__ = ["Level", "LinkKind", "group_factors", "node_levels"]
+__all__ = ["Level", "LinkKind", "group_factors", "node_levels", "nominal_bytes_per_s"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -65,11 +65,27 @@ class Level:
     """NVLS or SHARP: the switch adds."""
     pair_bytes_per_s: float | None = None
     """What one pair alone gets, where less than `bytes_per_s` (a mesh) or more."""
+    attained_frac: float | None = None
+    """Set where `bytes_per_s` is no rating but what single sends attained: its share of the rated speed."""
+
+    def nominal_bytes_per_s(self, send_efficiency: float) -> float:
+        """Return the rated speed of a link that would do what this one does, at most its own.
+
+        Parameters
+        ----------
+        send_efficiency : share of rated speed that single sends usually attain on links of this technology.
+        """
+        return nominal_bytes_per_s(self.bytes_per_s, self.attained_frac, send_efficiency)
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.bytes_per_s <= 0 or self.latency_s < 0:
             message = f"level {self.name}: size and bytes_per_s must be positive, latency_s not negative"
             raise ValueError(message)
+
+
+def nominal_bytes_per_s(bytes_per_s: float, attained_frac: float | None, send_efficiency: float) -> float:
+    """Return the rated speed behind what single sends attained, at most the link's own; see `Level`."""
+    return bytes_per_s if attained_frac is None else bytes_per_s / max(send_efficiency, attained_frac)
 
 
 def group_factors(level_sizes: tuple[int, ...], stride: Ints, degree: Ints) -> Ints:

@@ -49,12 +49,11 @@ def _slowest_links(cluster: Cluster, links: MeasuredLinks) -> dict[str, float]:
 def _as_measured(cluster: Cluster, fabric: Fabric, link_bytes_per_s: float | None) -> Fabric:
     if link_bytes_per_s is None or fabric.kind is FabricKind.TORUS:
         return fabric
-    attached = [(index, group) for index, group in enumerate(cluster.groups) if fabric.name in group.fabrics]
     rates = [
-        min(
-            link_bytes_per_s * group.node.num_ports(fabric.technology) * group.node.num_hosts,
-            cluster.node_bytes_per_s(index, fabric.name),
-        )
-        for index, group in attached
+        (min(link_bytes_per_s * group.node.num_ports(fabric.technology) * group.node.num_hosts, rated), rated)
+        for index, group in enumerate(cluster.groups)
+        if fabric.name in group.fabrics
+        for rated in [cluster.node_bytes_per_s(index, fabric.name)]
     ]
-    return replace(fabric, node_bytes_per_s=min(rates))
+    attained, rated = min(rates)
+    return replace(fabric, node_bytes_per_s=attained, attained_frac=attained / rated)

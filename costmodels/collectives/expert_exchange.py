@@ -86,14 +86,14 @@ def _exchange_s(
     copies = distinct_places(n, top_k) if packed else top_k
     zero = np.zeros(np.broadcast_shapes(n.shape, token_bytes.shape))
     inside, across = zero, zero
-    for i, level in enumerate(group.levels):
+    for i in range(len(group.levels)):
         active = group.factors[i] > 1
         if network[i]:
             remote = top_k * (n - group.inner[i]) / n
             if packed:
                 places = n / group.inner[i]
                 remote = distinct_places(places, top_k, max_nodes) * (places - 1) / places
-            rate = _NETWORK_EFFICIENCY * level.bytes_per_s / group.slowdown[i]
+            rate = _NETWORK_EFFICIENCY * group.rate(i) / group.slowdown[i]
             across = np.maximum(across, np.where(active, token_bytes * remote / rate, 0.0))
         else:
             reach = n if packed else group.inner[i] * group.factors[i]

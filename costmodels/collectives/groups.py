@@ -128,7 +128,8 @@ class Group:
         On a mesh it has one direct link per peer, so few peers mean few links.
         """
         level = self.levels[i]
-        full = np.full_like(self.degree, level.bytes_per_s)
+        nominal = level.nominal_bytes_per_s(self.technologies[i].traits.p2p_efficiency)
+        full = np.full_like(self.degree, nominal)
         if level.kind is LinkKind.MESH and level.pair_bytes_per_s:
             full = np.minimum(full, np.maximum(self.factors[i] - 1, 1) * level.pair_bytes_per_s)
         if level.kind is LinkKind.PCIE and level.pair_bytes_per_s:

@@ -201,7 +201,7 @@ def _hop(level: Level) -> tuple[float, float, float, float]:
     """Return start-up, bulk extra, half size and seconds per byte of one send across a level."""
     tech = find_technology(level.technology)
     traits = tech.traits
-    rate = level.bytes_per_s
+    rate = level.nominal_bytes_per_s(traits.p2p_efficiency)
     if level.pair_bytes_per_s and level.kind in (LinkKind.MESH, LinkKind.TORUS):
         rate = min(rate, level.pair_bytes_per_s)
     curve = tech.curves.get("p2p") or tech.curves.get("all_to_all")

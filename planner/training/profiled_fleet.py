@@ -30,6 +30,7 @@ from costmodels.training.layer_profiles import (
 )
 from hardware.cluster import Cluster
 from hardware.errors import SpecError
+from hardware.levels import nominal_bytes_per_s
 from hardware.schema import read_yaml, validate
 from hardware.units import Bytes, BytesPerSecond
 from planner.training.hetero_search import HeteroFleet
@@ -239,11 +240,17 @@ def _rated(cluster: Cluster, i: int, j: int) -> tuple[float, float, float]:
     """Return what a device of group i sends to one of group j, rated, and what sends and rings attain."""
     if i == j:
         outer = cluster.group_cluster(i).levels[-1]
-        rate, technology = outer.bytes_per_s, outer.technology
+        rate, technology, attained = outer.bytes_per_s, outer.technology, outer.attained_frac
     else:
-        rate, technology = cluster.bytes_per_s_between(i, j), cluster.fabric_between(i, j).technology
+        fabric = cluster.fabric_between(i, j)
+        rate, technology, attained = (
+            cluster.bytes_per_s_between(i, j),
+            fabric.technology,
+            fabric.attained_frac,
+        )
     traits = find_technology(technology).traits
-    return rate, traits.p2p_efficiency, traits.efficiency
+    rated = nominal_bytes_per_s(rate, attained, traits.p2p_efficiency)
+    return rated, traits.p2p_efficiency, traits.efficiency
 
 
 def _flat(bytes_per_s: float, collective_frac: float = 1.0) -> LinkCurve:

@@ -106,4 +106,5 @@ def _level_between(cluster: Cluster, first: int, second: int, num_senders: int) 
         latency_s=max(fabric.latency_s, fabric.far_latency_s or 0.0),
         kind=LinkKind.FABRIC,
         technology=fabric.technology,
+        attained_frac=fabric.attained_frac,
     )

@@ -230,6 +230,17 @@ def test_sends_cross_the_level_between_the_stages():
     assert chain == pytest.approx((2 * float(p2p_s(size, np.array([4]), H100)[0]) + across) / 3, rel=1e-6)
 
 
+def test_measured_sends_run_at_the_measured_rate_and_rings_lose_what_rings_lose_more():
+    """A RoCE port of 25 GB/s that sends at 20: rated, it would be a port of 20 / 0.92 = 21.7 GB/s."""
+    measured = replace(rails(20e9, technology="roce"), attained_frac=0.8)
+    nominal = rails(20e9 / 0.92, technology="roce")
+    send = p2p_s(np.array([4e9]), np.array([1]), (measured,))
+    assert send[0] == pytest.approx(4e9 / 20e9, rel=0.01)
+    assert send == pytest.approx(p2p_s(np.array([4e9]), np.array([1]), (nominal,)))
+    for op in Collective:
+        assert one(op, 1e9, 8, (measured,)) == pytest.approx(one(op, 1e9, 8, (nominal,)))
+
+
 def test_unknown_technology_is_named_and_uncertain():
     plain = (level("node", 8, 100e9), rails(25e9))
     assert unknown_technologies(plain) == ("node",)

@@ -73,3 +73,17 @@ def test_a_rate_that_no_link_has_is_refused(rate: float) -> None:
     rates[0, 1] = rate
     with pytest.raises(SpecError, match=r"h0 to h1 is .*; rates must be positive, B/s from 100000 to 2e\+12"):
         links_from_matrices("file", ("h0", "h1"), [rates])
+
+
+def test_levels_say_which_share_of_the_rated_speed_was_attained(tmp_path: Path) -> None:
+    cluster = loaded(tmp_path, "groups: [{node: dgx-a100, count: 4}]", np.full((4, 4), 20e9))
+    assert cluster.levels[-1].attained_frac == pytest.approx(20 / 25)
+    assert find_cluster("dgx-a100", 4).levels[-1].attained_frac is None
+
+
+def test_the_nominal_speed_of_a_measured_link_is_at_most_its_own(tmp_path: Path) -> None:
+    """20 of 25 GB/s with sends that usually attain 0.95 are a link of 21.05; 24.5 are the link itself."""
+    slow = loaded(tmp_path, "groups: [{node: dgx-a100, count: 4}]", np.full((4, 4), 20e9)).levels[-1]
+    fast = loaded(tmp_path, "groups: [{node: dgx-a100, count: 4}]", np.full((4, 4), 24.5e9)).levels[-1]
+    assert slow.nominal_bytes_per_s(0.95) == pytest.approx(20e9 / 0.95)
+    assert fast.nominal_bytes_per_s(0.95) == pytest.approx(25e9)
