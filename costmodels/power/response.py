@@ -16,7 +16,7 @@ around its mean, and time is the mean over the band. A cap bites the hot kernels
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -44,6 +44,15 @@ _BAND = np.array([-1.5, -0.9, -0.3, 0.3, 0.9, 1.5])
 """Where in the band of natural draw the response is evaluated, in units of its spread."""
 _LEAST_DRAW, _MOST_DRAW = 0.05, 1.3
 """Bounds of the band, over rated power."""
+_STATIC_FRAC = {
+    **dict.fromkeys(("a100-40gb", "a100-80gb", "a800-80gb"), 80.0 / 400.0),
+    **dict.fromkeys(("h100", "h200", "h800"), 121.7 / 700.0),
+}
+"""Draw of an idle device that holds a context, over rated power (A100 and H100, arXiv 2605.23918)."""
+_RECENT_VOLTAGE_FLOOR = 0.7
+"""Of those devices, assumed: an H100 at half power then keeps the 0.77 of its prompt speed that Splitwise's
+released tables say (arXiv 2311.18677), an A100 at 0.8 of its draw the 0.90 of POLCA's training runs (arXiv
+2308.12908). With the floor of the older devices it would be 0.69 and 0.90."""
 EFFICIENT_FLOOR_FRAC = 0.5
 """Below this share of rated power energy rises again (0.50 to 0.58 in the Zeus traces, NSDI 2023)."""
 
@@ -63,6 +72,8 @@ class CapResponse:
     """Spread of ln(measured / predicted throughput) on work that took no part in the fit."""
     measured: bool
     """Whether the device itself was measured, or the response is that of all measured ones."""
+    published: bool = False
+    """Whether static power and voltage floor come from single published figures of the device."""
 
     def throughput_frac(self, cap_frac: Floats | float, natural_frac: Floats | float) -> Floats:
         """Return throughput under the cap over throughput at rated power.
@@ -155,8 +166,18 @@ _FAMILY = {"v100": "v100", "a40": "a40", "p100": "p100", "rtx-6000": "rtx-6000"}
 
 
 def cap_response(device_name: str) -> CapResponse:
-    """Return the response of a device, or that of all measured devices together, marked as such."""
+    """Return the response of a device, or that of all measured devices together, marked as such.
+
+    Where single figures of a device were published, they replace what those devices have in common.
+    """
     shipped = _shipped()
+    if device_name in _STATIC_FRAC:
+        return replace(
+            shipped["any"],
+            static_frac=_STATIC_FRAC[device_name],
+            voltage_floor=_RECENT_VOLTAGE_FLOOR,
+            published=True,
+        )
     family = next((f for f in _FAMILY if device_name == f or device_name.startswith(f"{f}-")), "any")
     return shipped[_FAMILY.get(family, "any")]
 

@@ -150,10 +150,11 @@ def _notes(
     powers: list[DevicePower], guessed: list[DevicePower], rows: tuple[CapRow, ...]
 ) -> tuple[str, ...]:
     """Return what a reader must know; `guessed` are devices whose draw the serving plan does not say."""
-    spread = 100 * max(cap_response(p.device).log_sigma for p in powers)
+    responses = [cap_response(p.device) for p in powers]
+    spread = 100 * max(response.log_sigma for response in responses)
+    basis = "by published figures" if all(r.published for r in responses) else "measured on older devices"
     notes = [
-        f"response to caps: measured on older devices, spread {spread:.0f} %; calibrate on this fleet before "
-        "relying on it"
+        f"response to caps: {basis}, spread {spread:.0f} %; calibrate on this fleet before relying on it"
     ]
     unmeasured = sorted({p.device for p in guessed if not p.measured})
     if unmeasured:

@@ -40,7 +40,10 @@ class PowerView:
         """Return costs with kernels as slow as the cap makes them; other parts draw less than any cap."""
         if self.throughput_frac == 1.0:
             return costs
-        return replace(costs, **{name: getattr(costs, name) / self.throughput_frac for name in _BUSY})
+        slower = replace(costs, **{name: getattr(costs, name) / self.throughput_frac for name in _BUSY})
+        # The learned correction is a share of what the model says of the step.
+        grown = (slower.step_s - costs.correction_s) / (costs.step_s - costs.correction_s)
+        return replace(slower, correction_s=costs.correction_s * grown)
 
 
 def power_view(request: TrainRequest, job: TrainingJob, cluster: Cluster) -> PowerView:
@@ -84,6 +87,8 @@ def _cap(
     response = cap_response(cluster.device.name)
     throughput = float(response.throughput_frac(cap_w / power.rated_w, natural))
     source = "measured" if response.measured else "that of older measured devices, hence a wider spread"
+    if response.published:
+        source = "by published figures of this device, the spread that of older measured ones"
     note = (
         f"power budget: {cap_w:.0f} W per device, kernels at {100 * throughput:.1f} % (response {source}; "
         f"spread {100 * response.log_sigma:.0f} %)"

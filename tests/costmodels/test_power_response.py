@@ -79,3 +79,14 @@ def test_the_fit_finds_the_response_that_made_the_samples():
     found = fit_cap_responses(device, cap, natural, slow, shrink=0.0)
     again = found.throughput_frac(device, cap, natural)
     assert np.abs(again / slow - 1).mean() < 0.01
+
+
+def test_recent_devices_keep_what_was_published_of_them():
+    """Splitwise: an H100's prompts, which draw about 0.9 of rated, keep 1 / 1.3 of their speed at half power;
+    POLCA: training on A100 loses a tenth at 0.8 of its draw."""
+    hopper, ampere = cap_response("h100"), cap_response("a100-80gb")
+    assert hopper.throughput_frac(0.5, 0.9) == pytest.approx(1 / 1.3, abs=0.02)
+    assert ampere.throughput_frac(0.8 * 0.9, 0.9) == pytest.approx(0.90, abs=0.02)
+    assert hopper.published
+    assert not hopper.measured
+    assert not cap_response("b200").published

@@ -1,9 +1,12 @@
 import json
+from dataclasses import replace
 
 import pytest
 
 from costmodels.job import TrainingJob
 from costmodels.models import find_model
+from costmodels.strategy import ConfigTable, Strategy
+from costmodels.training.evaluate import evaluate
 from hardware.catalog import find_cluster
 from hardware.errors import InputError
 from planner.request import TrainRequest
@@ -16,6 +19,7 @@ def _request(**other):
 
 CLUSTER = find_cluster("dgx-a100", 2)
 JOB = TrainingJob(model=find_model("gpt3-13b"), seq_len=2048, global_batch=32)
+ROWS = ConfigTable.from_strategies([Strategy(tp=4, pp=2, dp=2, zero=1)])
 
 
 def test_no_budget_and_no_objective_change_nothing():
@@ -59,3 +63,11 @@ def test_cost_without_a_price_says_where_one_goes(meshwright):
     said = meshwright(*asked, "--seq-len", "2048", "--global-batch", "64", "--objective", "cost")
     assert said.exit_code == 2
     assert "objective: 'cost' needs a price of ascend-910b; give it as `prices`" in said.stderr
+
+
+def test_a_cap_slows_the_learned_correction_with_the_step_it_corrects():
+    view = power_view(_request(power_budget_w=16 * 200.0), JOB, CLUSTER)
+    plain = evaluate(JOB, CLUSTER, ROWS)
+    corrected = replace(plain, correction_s=0.1 * (plain.step_s - plain.correction_s))
+    slower = view.slowed(corrected)
+    assert slower.correction_s / (slower.step_s - slower.correction_s) == pytest.approx(0.1)
