@@ -1,5 +1,6 @@
 """`meshwright compare`: what differs between two plans."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,18 +23,19 @@ def compare(
     with readable_errors():
         from hardware.errors import InputError
         from planner.plan_io import plan_text
-        from planner.training.compare import compare_plans, read_one_plan
+        from planner.training.compare import asked_differently, compare_plans, read_one_plan
 
-        (kind, a), (other, b) = read_one_plan(first), read_one_plan(second)
+        (kind, a, wanted), (other, b, other_wanted) = read_one_plan(first), read_one_plan(second)
         if kind != other:
             message = (
                 f"{second}: is a plan of kind {other!r}, {first} one of kind {kind!r}; compare like with like"
             )
             raise InputError(message)
+        asked = asked_differently(wanted, other_wanted)
         if kind == "serve":
-            _compare_serving(a, b, json=json)
+            _compare_serving(a, b, asked, json=json)
             return
-        comparison = compare_plans(a, b)
+        comparison = compare_plans(a, b, asked=asked)
         if json:
             typer.echo(plan_text(comparison), nl=False)
             return
@@ -42,12 +44,14 @@ def compare(
         print_comparison(comparison)
 
 
-def _compare_serving(first: "ServingPlan", second: "ServingPlan", *, json: bool) -> None:
+def _compare_serving(
+    first: "ServingPlan", second: "ServingPlan", asked: Mapping[str, tuple[str, str]], *, json: bool
+) -> None:
     """Print how two serving plans differ."""
     from planner.plan_io import plan_text
     from planner.serving.compare import compare_serving
 
-    comparison = compare_serving(first, second)
+    comparison = compare_serving(first, second, asked=asked)
     if json:
         typer.echo(plan_text(comparison), nl=False)
         return

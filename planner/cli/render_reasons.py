@@ -1,13 +1,13 @@
 """Explanations and comparisons for people."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hardware.units import format_quantity
 from planner.render import console, parts_text, print_table, strategy_words
 from planner.training.compare import Change, Comparison
 from planner.training.explain import Explanation, Margin
 
-__all__ = ["print_comparison", "print_explanation"]
+__all__ = ["print_asked", "print_comparison", "print_explanation"]
 
 _LEAST_SHOWN_FRAC = 0.002
 """A part that differs by less of the total is not worth a line."""
@@ -27,9 +27,18 @@ def _print_changes(title: str, total: Change, parts: Sequence[Change], unit: str
     print_table(title, ["", "first", "second", "difference"], rows)
 
 
+def print_asked(asked: Mapping[str, tuple[str, str]]) -> None:
+    """Print the keys in which two requests differ."""
+    if asked:
+        rows = [[name, first, second] for name, (first, second) in asked.items()]
+        print_table("questions that differ", ["key", "first", "second"], rows)
+        console().print()
+
+
 def print_comparison(comparison: Comparison) -> None:
-    """Print decisions that differ, then time and memory part by part."""
+    """Print questions and decisions that differ, time and memory part by part, then the other figures."""
     out = console()
+    print_asked(comparison.asked)
     rows = [[name, first, second] for name, (first, second) in comparison.decisions.items()]
     if rows:
         print_table("decisions that differ", ["decision", "first", "second"], rows)
@@ -41,6 +50,8 @@ def print_comparison(comparison: Comparison) -> None:
     _print_changes(
         "memory of the fullest device", comparison.peak_memory_bytes, comparison.memory_parts_bytes, "B"
     )
+    rows = [[c.name, f"{c.first:.4g}", f"{c.second:.4g}", f"{c.difference:+.4g}"] for c in comparison.figures]
+    print_table("\nother figures", ["figure", "first", "second", "difference"], rows)
     fits = comparison.fits_probability
     out.print(f"\nprobability that it fits: {100 * fits.first:.2f} % and {100 * fits.second:.2f} %")
     if comparison.intervals_overlap and comparison.step_s.difference:

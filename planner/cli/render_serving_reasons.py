@@ -1,5 +1,6 @@
 """Explanations and comparisons of serving plans for people."""
 
+from planner.cli.render_reasons import print_asked
 from planner.render import console, print_table
 from planner.serving.compare import ServingComparison
 from planner.serving.explain import ServingExplanation
@@ -10,6 +11,7 @@ __all__ = ["print_serving_comparison", "print_serving_explanation"]
 def print_serving_comparison(comparison: ServingComparison) -> None:
     """Print instances and devices that differ, then figure by figure."""
     out = console()
+    print_asked(comparison.asked)
     for name, (first, second) in (("form", comparison.form), ("engine", comparison.engine)):
         if first != second:
             out.print(f"{name}: {first} and {second}", soft_wrap=True)

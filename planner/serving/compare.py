@@ -1,7 +1,7 @@
 """What differs between two serving plans: instances, where requests go, and what each figure becomes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from planner.serving.plan import ServingPlan
 from planner.training.compare import Change
@@ -35,10 +35,14 @@ class ServingComparison:
     """Predictions that both plans have."""
     simulated: tuple[Change, ...]
     """Latencies and attainment of the replays, where both plans were replayed."""
+    asked: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Keys of the requests that differ: the plans answer different questions."""
 
 
-def compare_serving(first: ServingPlan, second: ServingPlan) -> ServingComparison:
-    """Return how `second` differs from `first`."""
+def compare_serving(
+    first: ServingPlan, second: ServingPlan, *, asked: Mapping[str, tuple[str, str]] | None = None
+) -> ServingComparison:
+    """Return how `second` differs from `first`; `asked` is what differs in their requests."""
     a, b = first.predicted, second.predicted
     figures = [(n, getattr(a, n), getattr(b, n)) for n in _FIGURES]
     replays = []
@@ -52,6 +56,7 @@ def compare_serving(first: ServingPlan, second: ServingPlan) -> ServingCompariso
         devices=_differing(_devices(first), _devices(second)),
         figures=_changes(figures),
         simulated=_changes(replays),
+        asked=asked or {},
     )
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,12 @@ from hardware.errors import InputError
 from planner.plan import TrainingPlan
 from planner.plan_io import read_plan
 
-__all__ = ["Change", "Comparison", "compare_plans", "read_one_plan", "value_words"]
+__all__ = ["Change", "Comparison", "asked_differently", "compare_plans", "read_one_plan", "value_words"]
 
 COMPARED = ("train", "serve")
+_FIGURES = ("tokens_per_s_per_device", "watts_per_device", "energy_j", "cost_usd")
+_OUTPUT_KEYS = ("top",)
+"""Keys of a request that change what is listed, not what is asked."""
 _NUMBERED = re.compile(r"(.+)#(\d+)$")
 
 
@@ -43,6 +46,10 @@ class Comparison:
     memory_parts_bytes: tuple[Change, ...]
     fits_probability: Change
     tokens_per_s_per_device: Change
+    figures: tuple[Change, ...]
+    """Throughput, watts, joules and dollars, where both plans have them."""
+    asked: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Keys of the requests that differ: the plans answer different questions."""
 
     @property
     def intervals_overlap(self) -> bool:
@@ -75,8 +82,21 @@ def _changes(first: Mapping[str, float], second: Mapping[str, float]) -> tuple[C
     return tuple(sorted(found, key=lambda c: (-abs(c.difference), c.name)))
 
 
-def compare_plans(first: TrainingPlan, second: TrainingPlan) -> Comparison:
-    """Return how `second` differs from `first`."""
+def asked_differently(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return the keys in which two requests differ, with both values as words."""
+    names = [n for n in dict.fromkeys([*first, *second]) if n not in _OUTPUT_KEYS]
+    pairs = {n: (first.get(n), second.get(n)) for n in names}
+    return {n: (_asked_words(a), _asked_words(b)) for n, (a, b) in pairs.items() if a != b}
+
+
+def _asked_words(value: object) -> str:
+    return "-" if value is None or value == {} or value == [] else str(value)
+
+
+def compare_plans(
+    first: TrainingPlan, second: TrainingPlan, *, asked: Mapping[str, tuple[str, str]] | None = None
+) -> Comparison:
+    """Return how `second` differs from `first`; `asked` is what differs in their requests."""
     a, b = first.predicted, second.predicted
 
     def change(name: str) -> Change:
@@ -90,12 +110,14 @@ def compare_plans(first: TrainingPlan, second: TrainingPlan) -> Comparison:
         memory_parts_bytes=_changes(a.memory_parts_bytes, b.memory_parts_bytes),
         fits_probability=change("fits_probability"),
         tokens_per_s_per_device=change("tokens_per_s_per_device"),
+        figures=tuple(change(n) for n in _FIGURES if None not in (getattr(a, n), getattr(b, n))),
+        asked=asked or {},
         spread_s=max((p.step_high_s - p.step_low_s) / 2 for p in (a, b)),
     )
 
 
-def read_one_plan(where: str) -> tuple[str, Any]:
-    """Return kind and plan that `where` names: a file's best plan, or its N-th as ``plan.json#N``.
+def read_one_plan(where: str) -> tuple[str, Any, Mapping[str, Any]]:
+    """Return kind, plan and request that `where` names: a file's best, or its N-th as ``plan.json#N``.
 
     Raises
     ------
@@ -111,4 +133,4 @@ def read_one_plan(where: str) -> tuple[str, Any]:
     if not 1 <= number <= len(file.plans):
         message = f"{path}: there is no plan #{number}; it holds #1 to #{len(file.plans)}"
         raise InputError(message)
-    return file.kind, file.plans[number - 1]
+    return file.kind, file.plans[number - 1], file.request

@@ -179,6 +179,21 @@ def test_explain_and_compare(meshwright: Meshwright, tmp_path: Path) -> None:
     same = json.loads(meshwright("compare", plan, plan, "--json").stdout)
     assert same["decisions"] == {}
     assert same["step_s"]["first"] == same["step_s"]["second"]
+    assert same["asked"] == {}
+
+
+def test_compare_says_where_the_questions_differ(meshwright: Meshwright, tmp_path: Path) -> None:
+    """The same strategy under a power budget is slower, and nothing else in the two plans says why."""
+    free, capped = tmp_path / "free.json", tmp_path / "capped.json"
+    meshwright("plan", "train", *SMALL, "-o", free)
+    budget = 0.6 * 400.0 * read_plan(free).plans[0].strategy.world
+    assert meshwright("plan", "train", *SMALL, "--power-budget", str(budget), "-o", capped).exit_code == 0
+    shown = meshwright("compare", free, capped).stdout
+    assert "questions that differ" in shown
+    assert "power_budget_w" in shown
+    figures = json.loads(meshwright("compare", free, capped, "--json").stdout)["figures"]
+    watts = next(f for f in figures if f["name"] == "watts_per_device")
+    assert watts["second"] < watts["first"]
 
 
 def test_a_plan_says_what_its_interval_counts_in(meshwright: Meshwright, tmp_path: Path) -> None:
