@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from costmodels.job import TrainingJob
 from costmodels.memory.peak import memory_coefficients, usable_bytes
+from costmodels.stacks import find_stack
 from costmodels.strategy import ConfigTable, Recompute, Strategy
 from costmodels.training.evaluate import evaluate
 from hardware.cluster import Cluster
@@ -235,21 +236,26 @@ def _group_costs(job: TrainingJob, cluster: Cluster, shapes: list[tuple[Strategy
             entries = wanted.setdefault(group, {})
             if (tp, stages, strategy) not in entries:
                 entries[tp, stages, strategy] = _with_tensor_degree(strategy, tp)
+    stack = find_stack(job.stack)
+    # A stage that gives up a layer for its head would hide the head that `slots` counts.
+    full_stages = replace(stack, spares_ends=False)
     found: GroupCosts = {}
     for group, entries in wanted.items():
         rows = list(dict.fromkeys(entries.values()))
-        table = evaluate(job, cluster.group_cluster(group), ConfigTable.from_strategies(rows))
+        configs, alone = ConfigTable.from_strategies(rows), cluster.group_cluster(group)
+        table = evaluate(job, alone, configs)
+        times = evaluate(job, alone, configs, stack=full_stages) if stack.spares_ends else table
         most = np.array([-(-job.model.num_layers // row.pp) for row in rows])
         slots = (most + _head_layers(job)) * np.array(
             [job.global_batch // (row.dp * row.micro_batch) for row in rows]
         )
         busy = (
-            table.forward_s
-            + table.backward_s
-            + table.recompute_s
-            + table.tp_comm_s
-            + table.ep_comm_s
-            + table.host_s
+            times.forward_s
+            + times.backward_s
+            + times.recompute_s
+            + times.tp_comm_s
+            + times.ep_comm_s
+            + times.host_s
         )
         costs = {
             row: _GroupCosts(

@@ -7,6 +7,7 @@ from costmodels.job import TrainingJob
 from costmodels.models import find_model
 from costmodels.stacks import find_stack
 from costmodels.strategy import Recompute, Strategy
+from costmodels.training.evaluate import evaluate
 from hardware.catalog import find_cluster
 from hardware.errors import InfeasibleError, SpecError
 from planner.request import TrainRequest
@@ -14,6 +15,7 @@ from planner.training import mixed_plan
 from planner.training.flow import plan_training
 from planner.training.mixed_plan import best_mixed_pipelines
 from planner.training.mixed_shapes import equal_groups, mixed_shapes
+from planner.training.space import training_space
 from planner.training.stage_hops import StageHops
 from tests.planner.conftest import Meshwright
 
@@ -221,3 +223,24 @@ def test_islands_without_a_common_fabric_are_named(tmp_path):
     )
     with pytest.raises(SpecError, match="groups left and right share no fabric"):
         find_cluster(path)
+
+
+def test_a_pipeline_over_two_groups_is_no_faster_than_both_groups_by_themselves():
+    """80 layers do not divide by 12 stages: stages of ends give up a layer, which must not hide the head."""
+    cluster = find_cluster("dgx-h100", 4)
+    fabric = replace(cluster.fabrics[0], node_bytes_per_s=200e9)
+    groups = tuple(
+        replace(find_cluster(node, 4).groups[0], name=node, fabrics=(fabric.name,))
+        for node in ("dgx-h100", "dgx-a100")
+    )
+    job = TrainingJob(model=find_model("llama-3.1-70b"), seq_len=4096, global_batch=512)
+    mixed = best_mixed_pipelines(job, replace(cluster, groups=groups, fabrics=(fabric,)), top=1)[0]
+    rate = 0.0
+    for group in groups:
+        alone = replace(cluster, groups=(group,), fabrics=(fabric,))
+        space = training_space(
+            job, world=alone.num_devices, levels=alone.levels, flash_attention=True, allow={}
+        )
+        tables = [evaluate(job, alone, rows) for rows in space.chunks()]
+        rate += 1.0 / min(float(t.step_s[t.fits_probability >= 0.9].min()) for t in tables)
+    assert 1.0 / mixed.step_s <= 1.01 * rate
