@@ -17,15 +17,18 @@ from typing import Any
 from costmodels.in_force import in_force
 from costmodels.kernels.data import SAME_DIE
 from costmodels.reference_stack import DOES, PRIORS, REFERENCE_STACK
+from hardware.device import Device
 from hardware.errors import UnknownNameError
 
 __all__ = [
     "ANCHORED",
     "FITTED",
     "Stack",
+    "anchor_of",
     "between_runs",
     "device_factor",
     "device_keys",
+    "device_stack",
     "find_stack",
     "fitted_ranges",
     "stack_names",
@@ -208,6 +211,12 @@ def between_runs() -> Mapping[str, Any]:
     return found
 
 
+def anchor_of(device: str, number_format: str) -> str | None:
+    """Return the published figure that the matmul factor of a device without fitted runs rests on, if any."""
+    entry = _file()["anchored_adjust"].get(f"{device}/{number_format}")
+    return None if entry is None else str(entry["source"])
+
+
 def fitted_ranges(name: str) -> Mapping[str, tuple[int, int]]:
     """Return least and most of what the runs behind a stack ran; empty without runs.
 
@@ -232,6 +241,23 @@ def find_stack(name: str, *, fitted: bool = True) -> Stack:
     """
     measured = in_force(Stack, name) if fitted else None
     return _shipped_stack(name, fitted) if measured is None else measured
+
+
+def device_stack(name: str, device: Device) -> Stack:
+    """Return the stack of that name as `device` can run it.
+
+    Fused attention is written for devices with 16-bit brain floats: FlashAttention 2 and cuDNN's kernel start
+    with Ampere, CANN's with Atlas A2. Before them scores are kept in memory, and take plain kernels' time.
+
+    Raises
+    ------
+    UnknownNameError
+        if there is none; suggests near names.
+    """
+    stack = find_stack(name)
+    if not stack.flash or device.bf16_flops_per_s is not None:
+        return stack
+    return replace(stack, flash=False, attention=max(stack.attention, 1.0))
 
 
 @cache

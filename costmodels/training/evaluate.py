@@ -11,7 +11,7 @@ from costmodels.kernels.times import kernel_model
 from costmodels.memory.feasibility import fits_probability
 from costmodels.memory.peak import memory_coefficients, peak_memory, usable_bytes
 from costmodels.model_flops import training_flops
-from costmodels.stacks import Stack, find_stack
+from costmodels.stacks import Stack, device_stack
 from costmodels.strategy import ConfigTable
 from costmodels.training.layer_costs import matmul_dtype
 from costmodels.training.learned import MANY_DEVICES, correction_features, find_correction
@@ -100,7 +100,7 @@ def evaluate(
     source : the publication of a measured run; the interval is wider where the stack was not fitted to it.
     stack_known : False where the stack of such a run is a guess, which widens the interval too.
     """
-    named = stack if stack is not None else find_stack(job.stack)
+    named = stack if stack is not None else device_stack(job.stack, cluster.device)
     chosen = named.on(cluster.device.name, matmul_dtype(job.precision))
     inputs = training_inputs(job, cluster, configs)
     parts = _assemble(inputs, chosen)

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodels.job import TrainingJob
-from costmodels.stacks import find_stack
+from costmodels.stacks import device_stack
 from costmodels.strategy import ConfigTable, Recompute, Strategy
 from costmodels.training.evaluate import evaluate
 from hardware.cluster import Cluster
@@ -133,7 +133,7 @@ def _least_steps(request: TrainRequest, best: TrainingPlan) -> dict[tuple[str, i
         job,
         world=cluster.num_devices,
         levels=cluster.levels,
-        flash_attention=find_stack(job.stack).flash,
+        flash_attention=device_stack(job.stack, cluster.device).flash,
         allow=allowed_values(request),
     )
     least = {

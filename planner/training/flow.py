@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from costmodels.cost_table import CostTable
 from costmodels.job import TrainingJob
-from costmodels.stacks import find_stack
+from costmodels.stacks import device_stack
 from costmodels.strategy import ConfigTable, Strategy
 from costmodels.training.evaluate import evaluate
 from hardware.cluster import Cluster
@@ -72,7 +72,7 @@ def _plan_alike(request: TrainRequest, job: TrainingJob, cluster: Cluster) -> Pl
         job,
         world=cluster.num_devices,
         levels=cluster.levels,
-        flash_attention=find_stack(job.stack).flash,
+        flash_attention=device_stack(job.stack, cluster.device).flash,
         allow=allow,
     )
     found = search_space(

@@ -12,7 +12,7 @@ import numpy as np
 
 from costmodels.cost_table import CostTable
 from costmodels.job import TrainingJob
-from costmodels.stacks import find_stack
+from costmodels.stacks import device_stack
 from costmodels.strategy import ConfigTable, Strategy
 from costmodels.training.evaluate import evaluate, rated_peak_flops_per_s
 from costmodels.training.local_updates import LocalUpdateCost, local_update_cost
@@ -65,7 +65,7 @@ def best_alone(
             job,
             world=cluster.num_devices,
             levels=cluster.levels,
-            flash_attention=find_stack(job.stack).flash,
+            flash_attention=device_stack(job.stack, cluster.device).flash,
             allow=allowed_values(request),
         ),
         memory=memory_of(job, cluster),

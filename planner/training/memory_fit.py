@@ -5,7 +5,7 @@ from collections.abc import Callable
 from costmodels.job import TrainingJob
 from costmodels.memory.feasibility import fits_probability
 from costmodels.memory.peak import memory_coefficients, peak_memory, usable_bytes
-from costmodels.stacks import find_stack
+from costmodels.stacks import device_stack
 from costmodels.strategy import ConfigTable
 from hardware.cluster import Cluster
 from planner.training.search import Fit
@@ -15,7 +15,7 @@ __all__ = ["memory_of"]
 
 def memory_of(job: TrainingJob, cluster: Cluster) -> Callable[[ConfigTable], Fit]:
     """Return the function that predicts peak memory, as `costmodels.training.evaluate.evaluate` does."""
-    stack, usable = find_stack(job.stack), usable_bytes(cluster.device)
+    stack, usable = device_stack(job.stack, cluster.device), usable_bytes(cluster.device)
     sigma = memory_coefficients(stack.name).sigma
 
     def fit(configs: ConfigTable) -> Fit:

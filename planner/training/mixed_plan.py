@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from costmodels.job import TrainingJob
 from costmodels.memory.peak import memory_coefficients, usable_bytes
-from costmodels.stacks import find_stack
+from costmodels.stacks import device_stack
 from costmodels.strategy import ConfigTable, Recompute, Strategy
 from costmodels.training.evaluate import evaluate
 from hardware.cluster import Cluster
@@ -236,15 +236,15 @@ def _group_costs(job: TrainingJob, cluster: Cluster, shapes: list[tuple[Strategy
             entries = wanted.setdefault(group, {})
             if (tp, stages, strategy) not in entries:
                 entries[tp, stages, strategy] = _with_tensor_degree(strategy, tp)
-    stack = find_stack(job.stack)
-    # A stage that gives up a layer for its head would hide the head that `slots` counts.
-    full_stages = replace(stack, spares_ends=False)
     found: GroupCosts = {}
     for group, entries in wanted.items():
         rows = list(dict.fromkeys(entries.values()))
         configs, alone = ConfigTable.from_strategies(rows), cluster.group_cluster(group)
-        table = evaluate(job, alone, configs)
-        times = evaluate(job, alone, configs, stack=full_stages) if stack.spares_ends else table
+        table = times = evaluate(job, alone, configs)
+        stack = device_stack(job.stack, alone.device)
+        if stack.spares_ends:
+            # A stage that gives up a layer for its head would hide the head that `slots` counts.
+            times = evaluate(job, alone, configs, stack=replace(stack, spares_ends=False))
         most = np.array([-(-job.model.num_layers // row.pp) for row in rows])
         slots = (most + _head_layers(job)) * np.array(
             [job.global_batch // (row.dp * row.micro_batch) for row in rows]

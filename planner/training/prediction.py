@@ -6,7 +6,7 @@ from costmodels.kernels.times import kernel_model
 from costmodels.model_flops import training_flops
 from costmodels.power.draw import step_energy_j
 from costmodels.power.training import training_power
-from costmodels.stacks import Stack, find_stack, fitted_ranges
+from costmodels.stacks import ANCHORED, Stack, anchor_of, device_stack, find_stack, fitted_ranges
 from costmodels.strategy import Strategy
 from costmodels.training.layer_costs import matmul_dtype
 from costmodels.training.spread import between, is_new_device, is_new_source
@@ -157,6 +157,12 @@ def _stack_notes(job: TrainingJob, device: Device) -> list[str]:
         notes.append(
             f"no run on {device.name} in {number_format} was fitted: its matmul times carry no correction"
         )
+    anchor = anchor_of(device.name, number_format)
+    if anchor is not None and stack.name not in ANCHORED:
+        notes.append(
+            f"no run of {stack.name} on {device.name} was measured: its matmul factor rests on {anchor}, "
+            f"which {', '.join(ANCHORED)} reached; with newer software it is a guess"
+        )
     notes += _interval_notes(stack, device, number_format)
     if job.model.num_active_params < job.model.num_params:
         notes.append(
@@ -189,12 +195,23 @@ def _format_notes(job: TrainingJob, device: Device) -> list[str]:
     return [f"{device.name} has no bf16: costed at its fp16 rate; run it in fp16 (--precision fp16)"]
 
 
+def _attention_note(job: TrainingJob, device: Device) -> list[str]:
+    """Return that the stack's fused attention does not run on a device."""
+    if find_stack(job.stack).flash == device_stack(job.stack, device).flash:
+        return []
+    return [
+        f"{job.stack} has no fused attention for {device.name}: costed without, attention scores are kept in "
+        "memory"
+    ]
+
+
 def training_diagnostics(job: TrainingJob, cluster: Cluster, best: Strategy) -> tuple[str, ...]:
     """Return what was assumed, what was left out, and where the best plan stands on thin ground."""
     notes = [
         *_stack_notes(job, cluster.device),
         *_range_notes(job, cluster.num_devices, best),
         *_format_notes(job, cluster.device),
+        *_attention_note(job, cluster.device),
         *_mfu_note(job),
         f"optimizer {job.optimizer} with fp32 master weights and moments",
         *_kernel_notes(cluster.device),

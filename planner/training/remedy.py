@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from costmodels.job import TrainingJob
-from costmodels.stacks import find_stack
+from costmodels.stacks import device_stack
 from hardware.cluster import Cluster
 from hardware.errors import InfeasibleError, PlannerError
 from hardware.units import format_quantity
@@ -63,7 +63,7 @@ def _remedies(
             job,
             world=cluster.num_devices,
             levels=cluster.levels,
-            flash_attention=find_stack(job.stack).flash,
+            flash_attention=device_stack(job.stack, cluster.device).flash,
             allow=allow,
         )
         memory = memory_of(job, cluster)

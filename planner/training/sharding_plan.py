@@ -15,7 +15,7 @@ import numpy.typing as npt
 from costmodels.cost_table import CostTable
 from costmodels.job import TrainingJob
 from costmodels.sharding_levels import ShardLevels, level_costs
-from costmodels.stacks import find_stack
+from costmodels.stacks import device_stack
 from costmodels.strategy import ConfigTable, Strategy
 from hardware.cluster import Cluster
 from planner.plan import Check, PlannedSharding
@@ -74,7 +74,7 @@ def best_level_plans(
         job,
         world=cluster.num_devices,
         levels=cluster.levels,
-        flash_attention=find_stack(job.stack).flash,
+        flash_attention=device_stack(job.stack, cluster.device).flash,
         allow=dict(allow) | _ONE_STAGE,
     )
     best: list[LevelPlan] = []

@@ -3,19 +3,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from costmodels.job import TrainingJob
 from costmodels.kernels.fit import TreeSettings, fit_trees
 from costmodels.kernels.portable import portable_attention_ratio
 from costmodels.kernels.times import kernel_model
 from costmodels.keys import Keys
+from costmodels.models import find_model
 from costmodels.run_table import RunRow
-from costmodels.stacks import FITTED, Stack, find_stack, stack_names
+from costmodels.stacks import FITTED, Stack, device_stack, find_stack, stack_names
 from costmodels.strategy import ConfigTable, Strategy
-from costmodels.training.evaluate import training_inputs
+from costmodels.training.evaluate import evaluate, training_inputs
 from costmodels.training.learned import FEATURES, Correction, box_of, find_correction
 from costmodels.training.stack_choice import stack_of_run
 from costmodels.training.stack_fit import StackSamples, family, fit_stacks, predict_stacks
 from costmodels.training.step_time import step_parts
-from hardware.catalog import find_device
+from hardware.catalog import find_cluster, find_device
 from hardware.errors import UnknownNameError
 from tests.costmodels.cases import cluster, gpt_job
 
@@ -180,3 +182,22 @@ def test_keys_gather_back_every_row() -> None:
     assert len(keys.first) == 3
     assert (a[keys.first][keys.inverse] == a).all()
     assert (b[keys.first][keys.inverse] == b).all()
+
+
+def test_fused_attention_runs_where_there_is_a_kernel_for_it():
+    """V100 and Ascend 910A come before FlashAttention 2, cuDNN's fused attention and CANN's."""
+    for name in ("v100-32gb", "ascend-910a"):
+        assert not device_stack("megatron-core", find_device(name)).flash
+    for name in ("a100-80gb", "mi250x", "ascend-910b", "tpu-v4"):
+        assert device_stack("megatron-core", find_device(name)) == find_stack("megatron-core")
+    assert device_stack("megatron-2021", find_device("v100-32gb")) == find_stack("megatron-2021")
+
+
+def test_scores_of_unfused_attention_are_counted_on_a_v100():
+    """96 heads of 8,192 squared scores over tensor degree 8 in 2 bytes are 1.6 GB per layer and sequence."""
+    job = TrainingJob(model=find_model("gpt3-175b"), seq_len=8192, global_batch=16, precision="fp16")
+    row = ConfigTable.from_strategies([Strategy(tp=8, pp=2, zero=1, sequence_parallel=True)])
+    older = evaluate(job, find_cluster("dgx-1v", 2), row)
+    newer = evaluate(job, find_cluster("dgx-a100-40gb", 2), row)
+    scores = 96 / 8 * 8192.0**2 * 2
+    assert (older.peak_memory_bytes - newer.peak_memory_bytes)[0] > 48 * scores
