@@ -193,7 +193,9 @@ def _print_certificate(plan: TrainingPlan, out: Console) -> None:
 def _world(plan: PlanFile[TrainingPlan]) -> str:
     ranks = plan.plans[0].placement.ranks
     hosts = len({r.host for r in ranks})
-    return f"{plan.request['cluster']}: {len(ranks)} devices in {hosts} node{'s' if hosts > 1 else ''}"
+    nodes = plan.request.get("nodes") or hosts
+    where = f"{nodes} node{'s' if nodes > 1 else ''}" + (f", {hosts} hosts" if hosts != nodes else "")
+    return f"{plan.request['cluster']}: {len(ranks)} devices in {where}"
 
 
 def _print_search(plan: PlanFile[Any], out: Console) -> None:

@@ -61,6 +61,8 @@ class TrainRequest:
     """Sequences per optimizer step, over all replicas."""
     nodes: Count | None = None
     """How many nodes; needed where the cluster does not fix it."""
+    devices_per_node: Count | None = None
+    """How many devices of every node are used, such as 64 of a rack's 72; null for all."""
     precision: Literal["bf16", "fp16", "fp8", "mxfp8", "fp8-block", "nvfp4", "fp32"] = "bf16"
     """Matmul dtype."""
     stack: str = DEFAULT_STACK
@@ -184,6 +186,15 @@ def _check_precision(precision: str, cluster: Cluster) -> None:
             raise OutOfDomainError(message)
 
 
+def _used_cluster(request: TrainRequest) -> Cluster:
+    from hardware.catalog import find_cluster
+
+    found = find_cluster(request.cluster, request.nodes, catalogs=request.catalog)
+    return (
+        found if request.devices_per_node is None else found.with_devices_per_node(request.devices_per_node)
+    )
+
+
 def resolve(request: TrainRequest) -> tuple[TrainingJob, Cluster]:
     """Return the job and the cluster that a request names.
 
@@ -194,11 +205,10 @@ def resolve(request: TrainRequest) -> tuple[TrainingJob, Cluster]:
     """
     from costmodels.models import find_model
     from costmodels.stacks import find_stack
-    from hardware.catalog import find_cluster
 
     problems: list[PlannerError] = []
     model = _tried(problems, lambda: find_model(request.model))
-    cluster = _tried(problems, lambda: find_cluster(request.cluster, request.nodes, catalogs=request.catalog))
+    cluster = _tried(problems, lambda: _used_cluster(request))
     _tried(problems, lambda: find_stack(request.stack))
     _tried(problems, lambda: allowed_values(request))
     if cluster is not None:

@@ -18,9 +18,10 @@ from costmodels.run_table import RunRow, RunTable
 from costmodels.strategy import ConfigTable, Recompute, Strategy
 from costmodels.training.stack_choice import stack_of_run
 from hardware.catalog import find_device
-from hardware.cluster import Cluster, homogeneous_cluster
+from hardware.cluster import Cluster
 from hardware.errors import InputError, PlannerError
 from hardware.levels import LinkKind
+from hardware.plain_cluster import homogeneous_cluster
 
 __all__ = ["NEEDED_COLUMNS", "Run", "RunGroup", "group_runs", "parse_runs"]
 

@@ -9,6 +9,7 @@ from planner.cli.options import (
     CalibrationOption,
     CatalogOption,
     ClusterOption,
+    DevicesPerNodeOption,
     GlobalBatchOption,
     JsonOption,
     ModelOption,
@@ -23,6 +24,18 @@ from planner.cli.options import (
 
 __all__ = ["estimate_train"]
 
+_REQUEST_KEYS = (
+    "model",
+    "cluster",
+    "nodes",
+    "devices_per_node",
+    "seq_len",
+    "global_batch",
+    "precision",
+    "stack",
+    "optimizer",
+)
+
 
 def _degree(flag: str, text: str, *, least: int = 1) -> Any:
     return typer.Option(flag, help=text, min=least)
@@ -33,6 +46,7 @@ def estimate_train(
     model: ModelOption = None,
     cluster: ClusterOption = None,
     nodes: NodesOption = None,
+    devices_per_node: DevicesPerNodeOption = None,
     seq_len: SeqLenOption = None,
     global_batch: GlobalBatchOption = None,
     precision: PrecisionOption = None,
@@ -75,8 +89,7 @@ def estimate_train(
         from planner.spec import spec_value
         from planner.training.estimate import estimate_training
 
-        names = ("model", "cluster", "nodes", "seq_len", "global_batch", "precision", "stack", "optimizer")
-        flags = {name: given[name] for name in names} | {"catalog": tuple(catalog or ())}
+        flags = {name: given[name] for name in _REQUEST_KEYS} | {"catalog": tuple(catalog or ())}
         columns = {f.name: given[f.name] for f in fields(Strategy)}
         strategy = spec_value("strategy", lambda: strategy_from_document(columns), Strategy)
         plan = estimate_training(read_train_request(request, flags), strategy)

@@ -9,6 +9,7 @@ __all__ = [
     "CalibrationOption",
     "CatalogOption",
     "ClusterOption",
+    "DevicesPerNodeOption",
     "FacilityFlag",
     "GlobalBatchOption",
     "JsonOption",
@@ -38,6 +39,10 @@ ClusterOption = Annotated[
     str | None, typer.Option("--cluster", metavar="NAME|PATH", help="Catalogue name or YAML file.")
 ]
 NodesOption = Annotated[int | None, typer.Option("--nodes", help="Number of nodes.")]
+DevicesPerNodeOption = Annotated[
+    int | None,
+    typer.Option("--devices-per-node", help="Devices used of every node, such as 64 of 72; all by default."),
+]
 SeqLenOption = Annotated[int | None, typer.Option("--seq-len", help="Tokens per sequence.")]
 GlobalBatchOption = Annotated[
     int | None, typer.Option("--global-batch", help="Sequences per optimizer step.")

@@ -88,7 +88,7 @@ def _plan_alike(request: TrainRequest, job: TrainingJob, cluster: Cluster) -> Pl
             job, cluster, found.nearest, allow=allow, min_probability=request.min_fits_probability
         )
     if not found.num_configs:
-        raise no_strategy(space, cluster)
+        raise no_strategy(space, cluster, allow=allow)
     by_levels, num_by_levels = best_level_plans(request, job, cluster)
     costs, checks = view.slowed(evaluate(job, cluster, found.best)), _alike_checks(found.best, job, cluster)
     placement, network = _placed(found.best.strategy(0), job, cluster)

@@ -18,12 +18,43 @@ _FACTORS = (2, 4, 8, 16)
 """Multiples of the nodes that are tried."""
 
 
-def no_strategy(space: TrainingSpace, cluster: Cluster) -> InfeasibleError:
-    """Return the error of a space without a single legal strategy: the rules that emptied it."""
+def no_strategy(
+    space: TrainingSpace, cluster: Cluster, *, allow: Mapping[str, tuple[int, ...]]
+) -> InfeasibleError:
+    """Return the error of a space without a single legal strategy: what emptied it, what would do."""
     rules = [e for e in space.excluded() if e.count]
     reasons = "".join(f"\n  - {e.rule} ({e.count} dropped): {e.why}" for e in rules)
     message = f"no legal strategy uses all {cluster.num_devices} devices of {cluster.name}:{reasons}"
-    return InfeasibleError(message, [e.rule for e in rules])
+    others = "".join(f"\n  - {sentence}" for sentence in _legal_nearby(space.job, cluster, allow))
+    return InfeasibleError(message + others, [e.rule for e in rules])
+
+
+def _legal_nearby(job: TrainingJob, cluster: Cluster, allow: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Return which part of every node, and which batch near the one asked for, legal strategies use."""
+
+    def legal(job: TrainingJob, cluster: Cluster) -> bool:
+        return any(len(configs) for configs in _space(job, cluster, allow).chunks())
+
+    found = []
+    per_node = cluster.groups[0].node.num_devices
+    for used in (2**power for power in range(per_node.bit_length() - 1, -1, -1)):
+        if used < per_node and _holds(lambda: legal(job, cluster.with_devices_per_node(used))):  # noqa: B023
+            found.append(f"it would with {used} of the {per_node} devices of every node (devices_per_node)")
+            break
+    batch = max(round(job.global_batch / cluster.num_devices), 1) * cluster.num_devices
+    if batch != job.global_batch and _holds(lambda: legal(replace(job, global_batch=batch), cluster)):
+        found.append(f"it would with global_batch {batch}")
+    return found
+
+
+def _space(job: TrainingJob, cluster: Cluster, allow: Mapping[str, tuple[int, ...]]) -> TrainingSpace:
+    return training_space(
+        job,
+        world=cluster.num_devices,
+        levels=cluster.levels,
+        flash_attention=device_stack(job.stack, cluster.device).flash,
+        allow=allow,
+    )
 
 
 def nothing_fits(
@@ -59,14 +90,7 @@ def _remedies(
     """Return sentences on what was tried and made it fit, or that nothing tried did."""
 
     def fits(job: TrainingJob, cluster: Cluster) -> bool:
-        space = training_space(
-            job,
-            world=cluster.num_devices,
-            levels=cluster.levels,
-            flash_attention=device_stack(job.stack, cluster.device).flash,
-            allow=allow,
-        )
-        memory = memory_of(job, cluster)
+        memory, space = memory_of(job, cluster), _space(job, cluster, allow)
         return any(bool((memory(c).fits_probability >= min_probability).any()) for c in space.chunks())
 
     found = []

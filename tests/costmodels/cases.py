@@ -3,7 +3,8 @@
 from costmodels.graph_import.transformer import transformer_graph
 from costmodels.job import TrainingJob
 from hardware.catalog import find_device
-from hardware.cluster import Cluster, homogeneous_cluster
+from hardware.cluster import Cluster
+from hardware.plain_cluster import homogeneous_cluster
 
 GPT = transformer_graph(
     name="gpt-small",

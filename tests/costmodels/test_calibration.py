@@ -15,9 +15,10 @@ from costmodels.kernels.times import kernel_model
 from costmodels.samples import KINDS, Sample
 from costmodels.training.evaluate import training_inputs
 from costmodels.training.step_time import step_parts
-from hardware.cluster import Cluster, homogeneous_cluster
+from hardware.cluster import Cluster
 from hardware.device import Device
 from hardware.errors import InputError, SpecError
+from hardware.plain_cluster import homogeneous_cluster
 
 BOX = Device(
     name="box",

@@ -3,10 +3,11 @@ from dataclasses import replace
 import pytest
 
 from hardware.catalog import find_cluster, find_device, find_node
-from hardware.cluster import Cluster, NodeGroup, homogeneous_cluster
+from hardware.cluster import Cluster, NodeGroup
 from hardware.errors import OutOfDomainError
 from hardware.fabric import Fabric, FabricKind
 from hardware.levels import LinkKind
+from hardware.plain_cluster import homogeneous_cluster
 
 GB = 1e9
 

@@ -124,6 +124,24 @@ def test_devices_that_do_not_divide(meshwright: Meshwright) -> None:
     assert "2 x cp 1 x dp 3 x pp 1 = 6 of 8" in result.stderr
 
 
+def test_no_legal_strategy_says_what_would_be_legal(meshwright: Meshwright) -> None:
+    """1,008 = 2^4 x 3^2 x 7 devices: no product of degrees divides 1,024 sequences and 32 layers."""
+    words = ["plan", "train", "--model", "llama-3.1-8b", "--cluster", "gb200-nvl72", "--nodes", "14"]
+    words += ["--seq-len", "8192", "--global-batch", "1024"]
+    refused = meshwright(*words)
+    assert refused.exit_code == 3
+    assert "it would with 64 of the 72 devices of every node (devices_per_node)" in refused.stderr
+    assert "it would with global_batch 1008" in refused.stderr
+    answered = meshwright(*words, "--devices-per-node", "64")
+    assert "896 devices in 14 nodes, 224 hosts" in answered.stdout, answered.output
+
+
+def test_more_devices_than_a_node_has_are_refused(meshwright: Meshwright) -> None:
+    refused = meshwright(*_words(), "--devices-per-node", "9")
+    assert refused.exit_code == 2
+    assert "has 8 devices, 9 cannot be used" in refused.stderr
+
+
 def test_nothing_fits(meshwright: Meshwright) -> None:
     result = meshwright(*_words(model="gpt3-175b", global_batch=8))
     assert result.exit_code == 3

@@ -12,6 +12,7 @@ REQUEST = {
     "--model",
     "--cluster",
     "--nodes",
+    "--devices-per-node",
     "--seq-len",
     "--global-batch",
     "--precision",
