@@ -16,6 +16,7 @@ from planner.simulate.lifecycle import Lifecycle
 from planner.simulate.requests import RequestTable
 from planner.simulate.routers import Target, make_router
 from planner.simulate.settings import Role
+from planner.simulate.transfers import CacheLinks
 
 if TYPE_CHECKING:
     from costmodels.traces import Trace
@@ -98,18 +99,15 @@ class Simulation:
         self.draining: list[bool] = []
         self.on_since: list[float] = []
         self.paid_s: list[list[tuple[float, float]]] = []
-        self.link_free_s: list[float] = []
-        self.shared_free_s = 0.0
         self.now_s = 0.0
         self.last_finish_s = 0.0
         self.unrouted: deque[int] = deque()
         self.num_left = len(trace)
-        self.num_transfers = 0
-        self.transfer_s = 0.0
         self.split = any(p.engine.role is Role.PREFILL for p in fleet.pools)
         self.units: list[list[list[int]]] = [[] for _ in fleet.pools]
         for i, pool in enumerate(fleet.pools):
             self._build_pool(i, pool)
+        self.links = CacheLinks(self, self.specs, fleet.shared_link)
         self.route = make_router(fleet.router, self.table, fleet)
         self.route_decode = make_router(fleet.decode_router, self.table, fleet)
         self.entry: list[Target] = []
@@ -151,8 +149,8 @@ class Simulation:
             engines=self.engines,
             pool_of=self.pool_of,
             paid_s=self.paid_s,
-            num_transfers=self.num_transfers,
-            transfer_s=self.transfer_s,
+            num_transfers=self.links.num_transfers,
+            transfer_s=self.links.transfer_s,
             end_s=end_s,
             logged=self.logged,
         )
@@ -195,7 +193,6 @@ class Simulation:
                 self.draining.append(False)
                 self.on_since.append(self.table.arrival_s[0] if on else _NEVER)
                 self.paid_s.append([])
-                self.link_free_s.append(0.0)
 
     def _check_fits(self) -> None:
         table = self.table
@@ -305,27 +302,15 @@ class Simulation:
             self.at(engine.end_s, self._engine_event, target.engine)
 
     def _start_transfers(self, target: Target) -> None:
-        """Send every cache for which the target has memory, first come first served on each link."""
+        """Send every cache for which the target has memory, in the order in which prompts were done."""
         while (request := target.rank.reserve_pending()) is not None:
-            source, sink = self.table.prefill_engine[request], target.engine
-            sender, receiver = self.specs[source], self.specs[sink]
-            num_bytes = self.table.target_tokens[request] * sender.kv_bytes_per_token
-            rates = [s.link_bytes_per_s for s in (sender, receiver) if s.link_bytes_per_s]
-            shared = self.fleet.shared_link
-            start_s = max(self.now_s, self.link_free_s[source], self.link_free_s[sink])
-            latency_s = max(sender.link_latency_s, receiver.link_latency_s)
-            if shared is not None:
-                start_s = max(start_s, self.shared_free_s)
-                rates.append(shared.bytes_per_s)
-                latency_s += shared.latency_s
-            busy_s = num_bytes / min(rates) if rates else 0.0
-            end_s = start_s + busy_s
-            self.link_free_s[source] = self.link_free_s[sink] = end_s
-            if shared is not None:
-                self.shared_free_s = end_s
-            self.num_transfers += 1
-            self.transfer_s += end_s + latency_s - self.now_s
-            self.at(end_s + latency_s, self._cache_arrived, (request, self.table.restarts[request], target))
+            self.links.send(
+                self.table.prefill_engine[request],
+                target.engine,
+                self.table.target_tokens[request],
+                self._cache_arrived,
+                (request, self.table.restarts[request], target),
+            )
 
     def _cache_arrived(self, what: tuple[int, int, Target]) -> None:
         request, restarts, target = what
