@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from costmodels.graph import ModelGraph
 from costmodels.serving.engine import EngineStack
@@ -25,6 +26,8 @@ from planner.workload import Buckets, Workload
 from solvers.gpu_mix import MixSolution
 
 __all__ = ["SimulatedFleet", "simulated_check"]
+
+Floats = npt.NDArray[np.float64]
 
 _FEWEST_OF_TRACE = 4000
 """Requests of the busiest stretch of a trace; more where queues take longer to settle."""
@@ -62,7 +65,10 @@ def simulated_check(
     slo = fleet.request.slo
     wanted = slo.percentile / 100.0
     part = replay_part(
-        solution.count, workload.traffic.rate_per_s, settling_s(slo, workload.traffic.mean_output_tokens)
+        solution.count,
+        workload.traffic.rate_per_s,
+        settling_s(slo, workload.traffic.mean_output_tokens),
+        _carried_frac(fleet.buckets, solution),
     )
     built = _fleet(fleet, replace(solution, count=part.count))
     traces = _traces(fleet.request, part_of_workload(workload, part.load_frac), part.num_requests, first_seed)
@@ -92,6 +98,14 @@ def simulated_check(
         tpot_s=_percentile(seen, "tpot_s", slo.percentile),
         holds=bool(holds),
     )
+
+
+def _carried_frac(buckets: Buckets, solution: MixSolution) -> Floats:
+    """Return the requests that pass through each item, of those of its phase. shape (items,)"""
+    size_frac = buckets.rate_per_s / buckets.rate_per_s.sum()
+    of_phases = solution.share.reshape(len(solution.count), -1, len(size_frac))
+    carried: Floats = (of_phases @ size_frac).max(axis=1)
+    return carried
 
 
 def _kept(seen: Latencies, name: str, target_s: float) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

@@ -29,37 +29,54 @@ def test_a_replay_lasts_five_requests_and_thirty_times_to_the_first_token() -> N
 
 
 def test_a_small_fleet_is_replayed_whole() -> None:
-    part = replay_part(np.array([3, 0, 1]), rate_per_s=50.0, settle_s=30.0)
+    part = replay_part(np.array([3, 0, 1]), 50.0, 30.0, np.array([0.7, 0.0, 0.3]))
     assert part.count.tolist() == [3, 0, 1]
     assert (part.load_frac, part.num_requests) == (1.0, 2500)
 
 
 def test_one_instance_cannot_be_divided_and_gets_more_requests_up_to_a_limit() -> None:
-    assert replay_part(np.array([1]), rate_per_s=500.0, settle_s=30.0).num_requests == 15_000
-    assert replay_part(np.array([1]), rate_per_s=5e6, settle_s=30.0).num_requests == 20_000
+    assert replay_part(np.array([1]), 500.0, 30.0, np.ones(1)).num_requests == 15_000
+    assert replay_part(np.array([1]), 5e6, 30.0, np.ones(1)).num_requests == 20_000
 
 
 def test_a_large_fleet_is_replayed_in_its_proportions() -> None:
-    part = replay_part(np.array([120, 60]), rate_per_s=5000.0, settle_s=32.0)
+    part = replay_part(np.array([120, 60]), 5000.0, 32.0, np.array([0.7, 0.3]))
     assert part.count.tolist() == [6, 3]
     assert part.load_frac == pytest.approx(1 / 20)
     assert part.num_requests == 8000
 
 
+def test_the_scarcer_phase_of_a_split_fleet_is_as_loaded_in_the_part_as_in_the_whole() -> None:
+    part = replay_part(np.array([21, 7]), 5000.0, 30.0, np.ones(2))
+    assert part.count.tolist() == [3, 1]
+    assert part.load_frac == pytest.approx(1 / 7)
+    assert part.num_requests == 20_000
+
+
+def test_a_kind_that_carries_little_does_not_decide_how_a_fleet_is_divided() -> None:
+    part = replay_part(np.array([44, 1]), 5000.0, 30.0, np.array([0.98, 0.02]))
+    assert part.count.tolist() == [2, 1]
+    assert part.load_frac == pytest.approx(2 / 44)
+
+
 @given(
-    st.lists(st.integers(0, 5000), min_size=1, max_size=4).filter(any),
+    st.lists(st.tuples(st.integers(0, 5000), st.floats(0.0, 1.0)), min_size=1, max_size=4).filter(
+        lambda kinds: any(count for count, _ in kinds)
+    ),
     st.floats(0.1, 1e6),
     st.floats(1.0, 300.0),
 )
-def test_no_item_that_can_be_divided_gets_more_load_than_planned_nor_vanishes(
-    counts: list[int], rate_per_s: float, settle_s: float
+def test_no_item_that_carries_much_is_less_loaded_than_planned_and_none_vanishes(
+    kinds: list[tuple[int, float]], rate_per_s: float, settle_s: float
 ) -> None:
-    count = np.array(counts)
-    part = replay_part(count, rate_per_s, settle_s)
+    count, carried = np.array([c for c, _ in kinds]), np.array([share for _, share in kinds])
+    part = replay_part(count, rate_per_s, settle_s, carried)
     assert np.array_equal(part.count > 0, count > 0)
     assert (part.count <= count).all()
     assert 0.0 < part.load_frac <= 1.0
     assert 2500 <= part.num_requests <= 20_000
+    much = (count > 0) & (carried >= 0.1)
+    assert (part.count[much] / count[much] <= part.load_frac + 1e-12).all()
 
 
 def test_part_of_a_trace_keeps_its_span() -> None:
