@@ -67,6 +67,8 @@ class _Layer:
     ep_s: Floats
     gather_s: Floats
     """Visible gathering of weights and scattering of gradients under full sharding."""
+    covered_s: Floats
+    """The part of backward that hides the rest of it."""
     stall_s: Floats
     """Added by host-bound phases."""
 
@@ -127,8 +129,11 @@ def _layer_parts(inputs: StepInputs, stack: Stack) -> _Layer:
     cp_fwd = np.maximum(layer.cp_s * stack.comm - attn_fwd, 0.1 * layer.cp_s)
     cp_bwd = np.maximum(2.0 * layer.cp_s * stack.comm - attn_bwd, 0.2 * layer.cp_s)
     gather = inputs.gather_layer_s * stack.dp_comm
-    zero_fwd = np.maximum(gather - fwd - tp_fwd, stack.dp_exposed_frac * gather)
-    zero_bwd = np.maximum(3.0 * gather - bwd - tp_bwd, stack.dp_exposed_frac * 3.0 * gather)
+    # What already hides under the ring exchange's attention cannot hide the weights too.
+    open_fwd = fwd + tp_fwd - np.maximum(layer.cp_s * stack.comm - cp_fwd, 0.0)
+    open_bwd = bwd + tp_bwd - np.maximum(2.0 * layer.cp_s * stack.comm - cp_bwd, 0.0)
+    zero_fwd = np.maximum(gather - open_fwd, stack.dp_exposed_frac * gather)
+    zero_bwd = np.maximum(3.0 * gather - open_bwd, stack.dp_exposed_frac * 3.0 * gather)
     host = layer.num_ops * stack.host_s_per_op
     again_device = fwd + tp_fwd + ep
     again = inputs.recomputed_frac * again_device
@@ -151,6 +156,7 @@ def _layer_parts(inputs: StepInputs, stack: Stack) -> _Layer:
         cp_s=cp_fwd + cp_bwd,
         ep_s=2.0 * ep,
         gather_s=zero_fwd + zero_bwd,
+        covered_s=3.0 * gather - zero_bwd,
         stall_s=stall_fwd + stall_bwd,
     )
 
@@ -224,7 +230,7 @@ def step_parts(inputs: StepInputs, stack: Stack) -> StepParts:
     bubble = np.maximum(whole - slowest, 0.0) / inputs.vpp
     if stack.ranks_per_processor > 1.0:
         bubble = bubble * _shared_bubble_frac(inputs.pp, micro, stack.ranks_per_processor)
-    window_bwd = layers * (layer.bwd_s + layer.again_s) + head_bwd * ahead
+    window_bwd = layers * np.maximum(layer.bwd_s + layer.again_s - layer.covered_s, 0.0) + head_bwd * ahead
     dp = _data_parallel_s(inputs, stack, layers * layer.fwd_s, window_bwd)
     return StepParts(
         forward_s=micro * (layers * layer.fwd_s + head_fwd * ahead + np.where(single, embed, 0.0)),

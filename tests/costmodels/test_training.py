@@ -11,7 +11,7 @@ from costmodels.models import find_model
 from costmodels.stacks import find_stack
 from costmodels.strategy import ConfigTable, Recompute, Strategy
 from costmodels.training.evaluate import evaluate, rated_peak_flops_per_s
-from hardware.catalog import find_device
+from hardware.catalog import find_cluster, find_device
 from hardware.errors import UnknownNameError
 from tests.costmodels.cases import MIXTURE, cluster, gpt_job
 
@@ -203,3 +203,20 @@ def test_rated_peak_follows_precision() -> None:
 def test_unknown_stack_is_named_with_near_ones() -> None:
     with pytest.raises(UnknownNameError, match="megatron-core"):
         evaluate(gpt_job(stack="megatron-cor"), cluster(), ConfigTable.from_strategies([Strategy(dp=WORLD)]))
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        Strategy(dp=32, zero=3, shard_group=8),
+        Strategy(dp=8, cp=4, zero=3, shard_group=8),
+        Strategy(dp=8, cp=4, zero=3, recompute=Recompute.FULL),
+    ],
+)
+def test_one_backward_pass_does_not_hide_two_exchanges(strategy: Strategy) -> None:
+    """Sequences twice as long compute twice as much: what hides under it is one traffic after the other."""
+    job = TrainingJob(model=find_model("llama-3.1-8b"), seq_len=2048, global_batch=256)
+    longer = replace(job, seq_len=4096)
+    rows, machines = ConfigTable.from_strategies([strategy]), find_cluster("dgx-h100", 4)
+    short, long = (evaluate(j, machines, rows).step_s[0] for j in (job, longer))
+    assert short <= long
