@@ -29,6 +29,7 @@ from planner.plan import (
 from planner.plan_io import plan_document
 from planner.request import TrainRequest, allowed_values, group_speeds
 from planner.training.island_plan import averaging_s, best_alone, group_name
+from planner.training.mixed_energy import mixed_cost_usd, mixed_energy_j
 from planner.training.mixed_plan import MixedPipeline, MixedSearch, search_mixed_pipelines
 from planner.training.mixed_shapes import MOST_ORDERED_GROUPS
 from planner.training.mixed_subsets import best_without_some
@@ -157,11 +158,7 @@ def _prediction(pipeline: MixedPipeline, job: TrainingJob, cluster: Cluster) -> 
         for group in cluster.groups
     )
     step_s = pipeline.step_s
-    powers = [group.node.device.tdp_w for group in cluster.groups]
-    known = all(power is not None for power in powers)
-    watts = sum(
-        group.num_devices * (power or 0.0) for group, power in zip(cluster.groups, powers, strict=True)
-    )
+    energy_j = mixed_energy_j(pipeline, job, cluster)
     return TrainingPrediction(
         step_s=step_s,
         step_low_s=step_s * float(np.exp(-Z90 * pipeline.sigma)),
@@ -179,7 +176,10 @@ def _prediction(pipeline: MixedPipeline, job: TrainingJob, cluster: Cluster) -> 
             "tied_comm": pipeline.tied_s,
             "optimizer_and_fixed": pipeline.other_s,
         },
-        energy_j=watts * step_s if known else None,
+        energy_j=energy_j,
+        watts_per_device=None if energy_j is None else energy_j / step_s / cluster.num_devices,
+        joules_per_token=None if energy_j is None else energy_j / job.num_tokens,
+        cost_usd=mixed_cost_usd(cluster, step_s),
     )
 
 
@@ -292,6 +292,7 @@ def _diagnostics(
         took = f"{flat[0].predicted.step_s:.3g} s per step" if flat else "does not fit in memory"
         took += ", were all groups as fast as predicted" if flat and request.attained else ""
         notes.append(f"all groups as one cluster over the network that they share: {took}")
+    notes.append("energy_j: devices only; a stage computes, exchanges gradients, updates weights, or waits")
     return (*notes, *_local_update_note(job, cluster, times))
 
 

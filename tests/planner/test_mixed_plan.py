@@ -244,3 +244,16 @@ def test_a_pipeline_over_two_groups_is_no_faster_than_both_groups_by_themselves(
         tables = [evaluate(job, alone, rows) for rows in space.chunks()]
         rate += 1.0 / min(float(t.step_s[t.fits_probability >= 0.9].min()) for t in tables)
     assert 1.0 / mixed.step_s <= 1.01 * rate
+
+
+def test_stages_that_wait_draw_what_waiting_devices_draw():
+    """Over a wide-area link the stages wait most of the time; a device draws its rated power in no part."""
+    request = TrainRequest(
+        model="llama-3.2-1b", cluster="two-sites-wan", seq_len=4096, global_batch=64, top=1
+    )
+    slow = plan_training(request).plans[0].predicted
+    busy = plan_training(replace(request, cluster="dgx-h100", nodes=8)).plans[0].predicted
+    assert slow.watts_per_device < 0.5 * busy.watts_per_device
+    assert slow.energy_j == pytest.approx(slow.watts_per_device * 128 * slow.step_s)
+    assert slow.joules_per_token == pytest.approx(slow.energy_j / (64 * 4096))
+    assert slow.cost_usd > 0
