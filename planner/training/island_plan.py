@@ -5,6 +5,7 @@ arXiv 2401.16265). It is planned where the request states `local_steps`, and the
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
 
@@ -49,6 +50,8 @@ __all__ = ["averaging_s", "best_alone", "group_name", "plan_local_updates"]
 
 _REDUCED_BYTES = 4.0
 """Models are averaged in fp32."""
+_FINEST_PARTS = 16
+"""Parts of the batch per group in the finest division that is tried."""
 
 
 def group_name(cluster: Cluster, index: int) -> str:
@@ -139,7 +142,11 @@ def plan_local_updates(request: TrainRequest, job: TrainingJob, cluster: Cluster
 def _islands(
     request: TrainRequest, job: TrainingJob, cluster: Cluster
 ) -> tuple[tuple[PlannedIsland, ...], list[CostTable], int]:
-    """Return every group with its share of the batch, dealt by what each attains alone on all of it."""
+    """Return every group with its share of the batch, and how much was searched.
+
+    Shares follow what each group attains alone on all of the batch. Of finer and coarser ones those are taken
+    whose slowest group is the fastest: 46 sequences leave 64 devices few ways to share them, 48 many.
+    """
     groups = range(len(cluster.groups))
     alone = [best_alone(request, job, cluster.group_cluster(i)) for i in groups]
     searched = sum(found[2] for found in alone if found)
@@ -148,14 +155,20 @@ def _islands(
         if found is None:
             raise _unfit(cluster, i)
         speeds.append(1.0 / float(found[1].step_s[0]))
+    dealings = list(dict.fromkeys(_dealings(job.global_batch, speeds)))
+    known = {
+        (i, batch): best_alone(request, replace(job, global_batch=batch), cluster.group_cluster(i))
+        for i, batch in sorted({pair for dealing in dealings for pair in enumerate(dealing)})
+    }
+    searched += sum(found[2] for found in known.values() if found)
+    steps_s = {pair: np.inf if found is None else float(found[1].step_s[0]) for pair, found in known.items()}
+    best = min(dealings, key=lambda dealing: max(steps_s[pair] for pair in enumerate(dealing)))
     islands, costs = [], []
-    for i, batch in enumerate(_shares(job.global_batch, speeds)):
-        own = replace(job, global_batch=batch)
-        found = best_alone(request, own, cluster.group_cluster(i))
+    for i, batch in enumerate(best):
+        found = known[i, batch]
         if found is None:
             raise _unfit(cluster, i)
-        strategy, table, count = found
-        searched += count
+        strategy, table, _ = found
         costs.append(table)
         islands.append(
             PlannedIsland(
@@ -174,14 +187,21 @@ def _unfit(cluster: Cluster, group: int) -> InfeasibleError:
     return InfeasibleError(message, ("memory of every stage",))
 
 
-def _shares(global_batch: int, speeds: list[float]) -> list[int]:
-    """Return whole shares of the batch by speed, in the largest power of two that keeps a fine division.
+def _dealings(global_batch: int, speeds: list[float]) -> Iterator[tuple[int, ...]]:
+    """Yield whole shares of the batch by speed, in powers of two from a fine division to the coarsest.
 
-    Powers of two leave the islands many degrees of data parallelism; the fastest island takes the rest.
+    Powers of two leave the islands many degrees of data parallelism.
     """
     unit = 1
-    while global_batch % (2 * unit) == 0 and 2 * unit * 16 * len(speeds) <= global_batch:
+    while global_batch % (2 * unit) == 0 and 2 * unit * _FINEST_PARTS * len(speeds) <= global_batch:
         unit *= 2
+    while global_batch % unit == 0 and global_batch // unit >= len(speeds):
+        yield _shares(global_batch, speeds, unit)
+        unit *= 2
+
+
+def _shares(global_batch: int, speeds: list[float], unit: int) -> tuple[int, ...]:
+    """Return multiples of `unit` by speed, at least one each, that add up to the batch."""
     parts = global_batch // unit
     exact = np.array(speeds) / sum(speeds) * parts
     shares = np.maximum(1, np.floor(exact)).astype(int)
@@ -189,7 +209,7 @@ def _shares(global_batch: int, speeds: list[float]) -> list[int]:
         shares[int(np.argmax(shares))] -= 1
     while shares.sum() < parts:
         shares[int(np.argmax(exact - shares))] += 1
-    return [int(share) * unit for share in shares]
+    return tuple(int(share) * unit for share in shares)
 
 
 def _prediction(

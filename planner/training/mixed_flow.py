@@ -307,6 +307,6 @@ def _local_update_note(job: TrainingJob, cluster: Cluster, alone_s: list[float |
     cost = local_update_cost((island_s,), reduce_s, local_steps=steps, overlapped=True)
     return [
         f"option, not taken: averaging models every {steps} steps under the next round (CO2) would take "
-        f"{cost.step_s:.3g} s per step; it changes the algorithm, "
+        f"{cost.step_s:.3g} s per step at best; it changes the algorithm, "
         f"updates arrive {cost.staleness_steps} steps late (local_steps: {steps} takes it)"
     ]

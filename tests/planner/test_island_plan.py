@@ -80,3 +80,14 @@ def test_the_command_line_shows_staleness_and_refuses_to_emit(meshwright: Meshwr
     emitted = meshwright("emit", str(out), "--target", "megatron-lm", "-o", str(tmp_path / "files"))
     assert emitted.exit_code == 2
     assert "local_updates" in emitted.output
+
+
+def test_shares_of_the_batch_leave_islands_ways_to_divide_them() -> None:
+    """By speed 64 sequences are 46 and 18, and 46 = 2 x 23 divides badly over 64 devices."""
+    request = TrainRequest(
+        model="llama-3.2-1b", cluster="two-sites-wan", seq_len=4096, global_batch=64, local_steps=15
+    )
+    plan = plan_training(request).plans[0]
+    assert plan.local_updates is not None
+    assert [island.global_batch for island in plan.local_updates.islands] == [48, 16]
+    assert plan.predicted.step_s < 0.085
