@@ -3,10 +3,8 @@
 import csv
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -15,20 +13,51 @@ from costmodels.job import Traffic
 from costmodels.traces import Trace, read_trace
 from hardware.errors import InputError, SpecError, UnknownNameError
 
-__all__ = ["NAMED_DISTRIBUTIONS", "Buckets", "Workload", "bucketise", "read_workload"]
+__all__ = ["NAMED_DISTRIBUTIONS", "Buckets", "NamedDistribution", "Workload", "bucketise", "read_workload"]
 
 Floats = npt.NDArray[np.float64]
 
-NAMED_DISTRIBUTIONS: dict[str, tuple[tuple[float, float], tuple[float, float], float]] = {
-    "azure-conv": ((1020.0, 2734.0), (129.0, 424.0), 1.09),
-    "azure-code": ((1469.0, 5187.0), (13.0, 55.0), 13.2),
+_LEVELS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
+_EDGES = tuple(level for level in _LEVELS if level != 0.999)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedDistribution:
+    """Lengths of a published trace, prompts and answers taken as independent, and how its arrivals vary."""
+
+    prompt_tokens: tuple[int, ...]
+    """At the quantiles `_LEVELS`, of which the last is the longest."""
+    output_tokens: tuple[int, ...]
+    arrival_cv: float
+
+    def sizes(self) -> list[tuple[int, int, float]]:
+        """Return (prompt, output, share) at the middle of each range of quantiles, tails in small ranges."""
+        prompts, outputs = _middles(self.prompt_tokens), _middles(self.output_tokens)
+        return [(p, o, mine * its) for p, mine in prompts for o, its in outputs]
+
+
+NAMED_DISTRIBUTIONS = {
+    "azure-conv": NamedDistribution(
+        prompt_tokens=(
+            *(2, 181, 207, 387, 403, 703, 1020, 1071, 1130, 1315, 2734),
+            *(4083, 4098, 4142, 6179, 14050),
+        ),
+        output_tokens=(7, 41, 54, 77, 91, 103, 129, 177, 384, 400, 424, 451, 540, 601, 954, 1000),
+        arrival_cv=1.09,
+    ),
+    "azure-code": NamedDistribution(
+        prompt_tokens=(
+            *(3, 75, 147, 386, 770, 1075, 1469, 1909, 2433, 3192, 5188),
+            *(7303, 7436, 7436, 7437, 7437),
+        ),
+        output_tokens=(6, 6, 7, 8, 9, 11, 13, 16, 20, 29, 55, 90, 171, 251, 825, 1899),
+        arrival_cv=13.2,
+    ),
 }
-"""Prompt and output lengths as (median, 90th percentile), and the arrivals' coefficient of variation, of the
-Azure LLM inference traces of November 2023 (CC-BY-4.0); lengths are taken as log-normal and independent."""
+"""Of the Azure LLM inference traces of November 2023 (CC-BY-4.0), 19,366 and 8,819 requests."""
 
 _PROMPT_EDGES = (0, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, math.inf)
 _OUTPUT_EDGES = (0, 32, 128, 256, 512, 1024, 2048, 4096, math.inf)
-_QUANTILES = 12
 _FIXED = re.compile(r"fixed:(\d+)x(\d+)$")
 _HISTOGRAM = ("prompt_tokens", "output_tokens", "share_frac")
 _MIN_SHARE = 1e-9
@@ -76,9 +105,8 @@ def read_workload(text: str, *, rate_per_s: float | None, percentile: float = 99
         sizes = [(int(fixed.group(1)), int(fixed.group(2)), 1.0)]
         return Workload(traffic=_traffic(text, sizes, rate_per_s, 1.0))
     if text in NAMED_DISTRIBUTIONS:
-        prompt, output, cv = NAMED_DISTRIBUTIONS[text]
-        sizes = [(p, o, 1.0 / _QUANTILES**2) for p in _log_normal(*prompt) for o in _log_normal(*output)]
-        return Workload(traffic=_traffic(text, sizes, rate_per_s, cv))
+        named = NAMED_DISTRIBUTIONS[text]
+        return Workload(traffic=_traffic(text, named.sizes(), rate_per_s, named.arrival_cv))
     path = Path(text)
     if path.suffix not in {".csv", ".gz"} and not path.exists():
         known = (*NAMED_DISTRIBUTIONS, "fixed:1024x256", "a trace or histogram CSV")
@@ -118,12 +146,11 @@ def _edge(value: float) -> str:
     return "more" if math.isinf(value) else f"{value:g}"
 
 
-def _log_normal(median: float, p90: float) -> list[int]:
-    """Return lengths at the middle of equal shares of a log-normal distribution."""
-    sigma = math.log(p90 / median) / NormalDist().inv_cdf(0.9)
-    middles: list[float] = [(k + 0.5) / _QUANTILES for k in range(_QUANTILES)]
-    at: Callable[[float], float] = NormalDist(math.log(median), sigma).inv_cdf
-    return [max(1, round(math.exp(at(q)))) for q in middles]
+def _middles(quantiles: tuple[int, ...]) -> list[tuple[int, float]]:
+    """Return (length, share) of each range of quantiles, the logarithm of the length even between two."""
+    edges = np.array(_EDGES)
+    lengths = np.exp(np.interp((edges[1:] + edges[:-1]) / 2.0, _LEVELS, np.log(quantiles)))
+    return list(zip(np.rint(lengths).astype(int).tolist(), np.diff(edges).tolist(), strict=True))
 
 
 def _traffic(name: str, sizes: list[tuple[int, int, float]], rate_per_s: float | None, cv: float) -> Traffic:

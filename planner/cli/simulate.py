@@ -35,7 +35,7 @@ WorkloadName = Annotated[
 ]
 Arrivals = Annotated[
     str | None,
-    typer.Option("--arrivals", help="replay, or made: poisson, gamma, bursts (fitted), sessions."),
+    typer.Option("--arrivals", help="replay, or made: poisson, gamma, weibull, bursts (fitted), sessions."),
 ]
 MeanTurns = Annotated[float, typer.Option("--mean-turns", help="Of a session's conversation.", min=1.0)]
 Think = Annotated[float, _seconds("--think-s", "Mean time between the starts of two turns.")]

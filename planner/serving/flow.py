@@ -27,7 +27,11 @@ from planner.serving.result import SolvedFleet, serving_plan_of
 
 __all__ = ["plan_serving"]
 
-_HEADROOM_STEPS = (-0.6, -0.5, -0.4, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5)
+_HEADROOM_STEPS = (
+    *(-0.95, -0.93, -0.9, -0.86, -0.8, -0.7, -0.6, -0.5, -0.4, -0.3, -0.2, -0.1, 0.0),
+    *(0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.1, 2.9, 3.9, 5.1, 6.6, 8.5, 11.0, 14.0, 18.0, 23.0),
+)
+"""Under bursts, formulas ask for many times what large fleets need, and for a part of what small ones do."""
 Steps = list[list[int]]
 """Which of the steps each demand and role takes."""
 _MAX_FORMS = 16

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ARRIVALS", "AskedTrace"]
 
-ARRIVALS = ("replay", "poisson", "gamma", "bursts", "sessions")
+ARRIVALS = ("replay", "poisson", "gamma", "weibull", "bursts", "sessions")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +91,7 @@ class AskedTrace:
             return make_trace(traffic, num_requests=count, seed=seed, bursts=fit_bursts(given))
         if self.arrivals == "poisson":
             traffic = replace(traffic, arrival_cv=1.0)
-        made = make_trace(traffic, num_requests=count, seed=seed)
+        law = self.arrivals if self.arrivals in ("gamma", "weibull") else None
+        made = make_trace(traffic, num_requests=count, seed=seed, law=law)
         assert np.all(np.diff(made.arrival_s) >= 0.0)
         return made

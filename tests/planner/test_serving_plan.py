@@ -42,9 +42,18 @@ def test_buckets_keep_the_rate_and_the_mean():
     assert buckets.rate_per_s @ buckets.prompt_tokens / 3.0 == pytest.approx(traffic.mean_prompt_tokens)
 
 
-def test_named_distribution_has_its_quantiles():
-    traffic = read_workload("azure-conv", rate_per_s=1.0).traffic
-    assert np.median(traffic.prompt_tokens) == pytest.approx(1020, rel=0.1)
+@pytest.mark.parametrize(
+    ("name", "prompt", "output"),
+    [("azure-conv", (1155, 4142), (211, 601)), ("azure-code", (2048, 7436), (28, 251))],
+)
+def test_named_distribution_has_the_mean_and_the_tail_of_its_trace(name, prompt, output):
+    traffic = read_workload(name, rate_per_s=1.0).traffic
+    for tokens, (mean, p99) in ((traffic.prompt_tokens, prompt), (traffic.output_tokens, output)):
+        order = np.argsort(tokens)
+        lengths, reached = np.array(tokens)[order], np.cumsum(np.array(traffic.share_frac)[order])
+        assert lengths @ np.diff(reached, prepend=0.0) == pytest.approx(mean, rel=0.03)
+        assert lengths[np.searchsorted(reached, 0.985)] == pytest.approx(p99, rel=0.3)
+        assert lengths[-1] > p99
 
 
 def test_capacity_falls_with_length_and_with_tighter_targets():

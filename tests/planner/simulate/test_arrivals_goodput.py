@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from costmodels.job import Slo, Traffic
 from hardware.errors import InputError
-from planner.simulate.arrivals import fit_bursts, gamma_gaps, make_trace, sessions_trace
+from planner.simulate.arrivals import fit_bursts, gamma_gaps, make_trace, sessions_trace, weibull_gaps
 from planner.simulate.core import simulate, simulate_unless
 from planner.simulate.goodput import check_all, find_goodput, meets, replicate
 from planner.simulate.outcome import Measurement, latencies, summary
@@ -20,6 +22,24 @@ def test_gamma_gaps_have_mean_one_and_the_variation_asked_for(cv: float) -> None
     gaps = gamma_gaps(40_000, cv=cv, seed=1)
     assert gaps.mean() == pytest.approx(1.0, rel=0.05)
     assert gaps.std() == pytest.approx(cv, rel=0.1, abs=1e-12)
+
+
+@pytest.mark.parametrize("cv", [0.3, 1.0, 2.0, 5.0])
+def test_weibull_gaps_have_mean_one_and_the_variation_asked_for(cv: float) -> None:
+    gaps = weibull_gaps(400_000, cv=cv, seed=1)
+    assert gaps.mean() == pytest.approx(1.0, rel=0.03)
+    assert gaps.std() == pytest.approx(cv, rel=0.06)
+
+
+def test_bursts_of_weibull_gaps_hold_fewer_requests_of_one_instant_than_those_of_gamma_gaps() -> None:
+    bursty = replace(TRAFFIC, arrival_cv=13.0)
+    spread = {}
+    for law in (None, "weibull", "gamma"):
+        arrival_s = make_trace(bursty, num_requests=50_000, seed=2, law=law).arrival_s
+        counts = np.bincount((arrival_s * TRAFFIC.rate_per_s / 2.5).astype(int))
+        spread[law] = counts.var() / counts.mean()
+    assert spread[None] == spread["weibull"]
+    assert 3.0 * spread["weibull"] < spread["gamma"]
 
 
 def test_made_traces_share_their_random_numbers() -> None:

@@ -52,7 +52,7 @@ def run(*words: object) -> tuple[int, str]:
 
 def test_every_kind_of_arrivals_can_be_asked_for(fleet: Path, trace: Path) -> None:
     seen = {}
-    for arrivals in ("replay", "poisson", "gamma", "bursts", "sessions"):
+    for arrivals in ("replay", "poisson", "gamma", "weibull", "bursts", "sessions"):
         code, text = run("simulate", "--fleet", fleet, "--trace", trace, "--arrivals", arrivals, "--json")
         assert code == 0, text
         seen[arrivals] = json.loads(text)
