@@ -7,8 +7,10 @@ For a group that decodes :math:`B` requests on average, answers of :math:`o` tok
 
     \text{TPOT} = t(B) / a + B p / o, \qquad x = B / (o \, \text{TPOT}), \qquad \rho = x p
 
-with :math:`a` tokens per step; prompts take the share :math:`\rho` of the time. In an instance of
-s pipeline stages, s such groups take turns, each passing a stage while the others pass the rest. The
+with :math:`a` tokens per step; prompts take the share :math:`\rho` of the time. Attention groups of one
+instance step together, so a prompt of one holds up all: of n groups, an iteration has a prompt with
+probability :math:`1 - (1 - B / o)^n` instead of :math:`B / o`. In an instance of s pipeline stages, s such
+groups take turns, each passing a stage while the others pass the rest. The
 occupancy is Poisson, so at percentile q it is :math:`B + z_q \sqrt B`; the wait of a prompt has the tail of
 an M/G/1 queue, :math:`\rho e^{-2 (1 - \rho) w / (p (1 + c^2))}`. The largest :math:`B` that keeps
 every target and the cache sets the capacity.
@@ -96,14 +98,19 @@ class Capacity:
 
 
 def grid_times(
-    model: ModelGraph, table: ServingTable, engine: EngineStack, machine: ServingMachine, buckets: Buckets
+    model: ModelGraph,
+    table: ServingTable,
+    engine: EngineStack,
+    machine: ServingMachine,
+    buckets: Buckets,
+    *,
+    prefix_hit_frac: float = 0.0,
 ) -> GridTimes:
-    """Return iteration times of every configuration on grids that cover the buckets."""
+    """Return iteration times of every configuration on grids that cover the buckets and their new tokens."""
     context = buckets.prompt_tokens + buckets.output_tokens / 2.0
     contexts = np.geomspace(max(context.min() * 0.99, 1.0), context.max() * 1.01 + 1.0, _CONTEXT_NODES)
-    prompts = np.geomspace(
-        max(buckets.prompt_tokens.min() * 0.99, 1.0), buckets.prompt_tokens.max() * 1.01 + 1.0, _PROMPT_NODES
-    )
+    new = buckets.prompt_tokens * (1.0 - prefix_hit_frac)
+    prompts = np.geomspace(max(new.min() * 0.99, 1.0), new.max() * 1.01 + 1.0, _PROMPT_NODES)
     batch, held = (a.ravel() for a in np.meshgrid(_BATCHES, contexts, indexing="ij"))
     zero = np.zeros(len(prompts))
     chunk = np.minimum(prompts, engine.token_budget)
@@ -228,15 +235,22 @@ def joint_capacity(
     prompt = (times.prefill_at(buckets.prompt_tokens * (1.0 - prefix_hit_frac)))[:, :, None]
     batch = _FINE[None, None, :]
     crowd = batch + z * np.sqrt(batch)
-    mean = decode + batch * prompt / output
-    rate = batch / (output * mean)
+    chunks = np.ceil(buckets.prompt_tokens * (1.0 - prefix_hit_frac) / engine.token_budget)[None, :, None]
+    held_up = _held_up(batch * chunks / output, table) * prompt / chunks
+    rate = batch / (output * (decode + held_up))
     slower = _at_batch(decode, crowd)
     load = rate * prompt
-    tpot = slower / np.maximum(1.0 - load, 1e-9)
+    tpot = slower * (1.0 + held_up / decode)
     ttft = prompt + decode + engine.admission_s + queue_wait_s(load, prompt, beyond, arrival_cv)
     held = _held(model, table, engine, machine, context)[:, :, None]
     kept = (_within(slo, ttft, tpot, output) | _exempt(buckets)) & (crowd <= held) & (load < _MAX_UTILISATION)
     return _pick(rate, kept, ttft, tpot, batch, _groups(table))
+
+
+def _held_up(chunks_per_step: Floats, table: ServingTable) -> Floats:
+    """Return pieces of prompts that an iteration waits for. shape (configs, buckets, batches)"""
+    any_group = 1.0 - (1.0 - np.minimum(chunks_per_step, 1.0)) ** table.dp[:, None, None]
+    return np.maximum(chunks_per_step, any_group)
 
 
 def _at_batch(decode: Floats, crowd: Floats) -> Floats:

@@ -119,7 +119,7 @@ def find_items(
         excluded += [replace(e, rule=f"{offer.device.name}: {e.rule}") for e in space.excluded]
         if len(space.table) == 0:
             continue
-        times = grid_times(model, space.table, engine, machine, buckets)
+        times = grid_times(model, space.table, engine, machine, buckets, prefix_hit_frac=prefix_hit_frac)
         for cap in _caps(request, offer):
             for role, capacity in _capacities(
                 request,

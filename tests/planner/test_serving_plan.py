@@ -72,6 +72,31 @@ def test_capacity_falls_with_length_and_with_tighter_targets():
     assert (np.diff(rate(0.05)[same]) <= 1e-9).all()
 
 
+def test_cached_prefixes_leave_time_for_more_requests():
+    asked = {"gpus": ("a100-80gb",), "workload": "fixed:2000x50", "form": "joint", "rate_per_s": 20.0}
+    asked |= {"usd_per_hour": {"a100-80gb": 3.67}}
+    alone, cached = plan(**asked), plan(**asked, prefix_hit_frac=0.8)
+    count = {name: found.plans[0].predicted.num_devices for name, found in (("no", alone), ("yes", cached))}
+    assert count["yes"] < 0.6 * count["no"]
+
+
+def test_a_prompt_of_one_attention_group_holds_up_all_groups_of_its_instance():
+    model, engine = find_model("mixtral-8x7b"), find_engine("vllm")
+    machine = serving_machine(find_device("h200"))
+    table = ServingTable.from_configs(
+        [ServingConfig(max_batch=256), ServingConfig(dp=4, ep=4, max_batch=256)]
+    )
+
+    def each_group(workload):
+        buckets = bucketise(read_workload(workload, rate_per_s=1.0).traffic)
+        times = grid_times(model, table, engine, machine, buckets)
+        args = (model, table, engine, machine, buckets, Slo(tpot_s=0.05))
+        found = joint_capacity(*args, times=times)
+        return found.rate_per_s[1, 0] / 4 / found.rate_per_s[0, 0]
+
+    assert each_group("fixed:8000x500") < 0.5 * each_group("fixed:16x500")
+
+
 def test_plan_serves_all_and_proves_its_cost(tmp_path):
     found = plan()
     best = found.plans[0]
