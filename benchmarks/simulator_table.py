@@ -28,7 +28,8 @@ from costmodels.models import find_model
 from costmodels.traces import Trace, read_trace
 from planner.simulate.core import simulate
 from planner.simulate.fleet import EngineSpec, Fleet, Pool
-from planner.simulate.fleet_file import EngineEntry, FleetFile, PoolEntry, fleet_from_file
+from planner.simulate.fleet_entries import EngineEntry, FleetFile, PoolEntry
+from planner.simulate.fleet_file import fleet_from_file
 from planner.simulate.goodput import EngineCount, fewest_engines, find_goodput
 from planner.simulate.layer_profile import read_layer_profile
 from planner.simulate.outcome import latencies

@@ -117,7 +117,7 @@ def simulate(
     """Replay a trace, request by request, and show latencies, targets met, use and cost."""
     with readable_errors():
         from planner.simulate.asked_trace import AskedTrace
-        from planner.simulate.report import Question, print_summary, run_question
+        from planner.simulate.report import Question, print_summary, run_question, write_fleet_file
 
         traffic = AskedTrace(
             path=trace, workload=workload, rate_per_s=rate_per_s, num_requests=num_requests,
@@ -131,4 +131,8 @@ def simulate(
             mean_time_between_failures_s=mean_time_between_failures_s, repair_s=repair_s,
             requests_csv=requests_csv, timeline_json=timeline_json,
         )  # fmt: skip
+        if write_fleet is not None and traffic.is_empty:
+            write_fleet_file(question)
+            typer.echo(f"written: {write_fleet}", err=True)
+            return
         print_summary(run_question(question), as_json=json)

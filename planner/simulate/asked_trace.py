@@ -35,6 +35,11 @@ class AskedTrace:
     think_s: float = 30.0
     """Of sessions: mean turns of a conversation, and mean time from one turn's start to the next one's."""
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether neither a trace nor a workload is given."""
+        return self.path is None and self.workload is None
+
     def check(self) -> None:
         """Refuse what does not fit together.
 
@@ -42,7 +47,7 @@ class AskedTrace:
         ------
         SpecError, UnknownNameError
         """
-        if self.path is None and self.workload is None:
+        if self.is_empty:
             told = "is missing: a CSV with arrival_s, prompt_tokens and output_tokens (or --workload NAME)"
             raise SpecError("--trace", [told])
         if self.path is not None and self.workload is not None:

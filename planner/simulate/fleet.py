@@ -91,6 +91,13 @@ class Pool:
         if self.count < 1 or self.min_count < 0:
             message = f"pool {self.name}: count must be at least 1 and min_count not negative"
             raise ValueError(message)
+        times = [wanted.at_s for wanted in self.schedule]
+        if times != sorted(set(times)):
+            message = f"pool {self.name}: the times of schedule must rise"
+            raise ValueError(message)
+        if self.reactive is not None and self.min_count > self.num_engines:
+            message = f"pool {self.name}: min_count {self.min_count} is above max_count {self.num_engines}"
+            raise ValueError(message)
 
     @property
     def num_engines(self) -> int:
@@ -144,6 +151,27 @@ class Fleet:
         if len(set(names)) != len(names):
             message = f"pool names must differ: {', '.join(names)}"
             raise ValueError(message)
+
+        self._check_shares()
+        if self.mean_time_between_failures_s is not None and not self.mean_time_between_failures_s > 0.0:
+            message = (
+                f"mean_time_between_failures_s must be above 0, not {self.mean_time_between_failures_s:g}"
+            )
+            raise ValueError(message)
+
+    def _check_shares(self) -> None:
+        if (self.router == "size") != bool(self.shares):
+            message = (
+                f"router {self.router} with {len(self.shares)} rows of shares; router size has them, no other"
+            )
+            raise ValueError(message)
+        for row, (_, _, share) in enumerate(self.shares):
+            if len(share) != len(self.pools) or min(share) < 0.0 or sum(share) <= 0.0:
+                told = ", ".join(f"{each:g}" for each in share)
+                message = (
+                    f"shares.{row}: {told or 'nothing'}; one for each of {len(self.pools)} pools, not all 0"
+                )
+                raise ValueError(message)
 
     @property
     def num_devices(self) -> int:

@@ -1,187 +1,23 @@
-"""Fleets written by hand: a YAML file of pools, engines and rules becomes a `Fleet`.
-
-An engine's iteration times come from one of three places: the catalogue (``device``), a measured layer
-profile (``profile``: path and prefix of its tables), or fitted coefficients (``coefficients``).
-"""
+"""Fleets written by hand: a YAML file of pools, engines and rules becomes a `Fleet`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from pydantic import ConfigDict, Field
-
-from hardware.errors import SpecError
+from hardware.errors import InputError, SpecError
 from hardware.schema import read_yaml, validate
-from hardware.units import BytesPerSecond, Seconds, UsdPerHour, Watts
 from planner.simulate.fleet import EngineSpec, Failure, Fleet, Link, Pool, Reactive, ScheduledCount
+from planner.simulate.fleet_entries import EngineEntry, FleetFile, LinkEntry, PoolEntry
 from planner.simulate.layer_profile import read_layer_profile
 from planner.simulate.routers import ROUTERS
-from planner.simulate.settings import POLICIES, EngineSettings, Preemption, Role, Speculation
+from planner.simulate.settings import POLICIES, EngineSettings, Speculation
 from planner.simulate.slowed_timer import capped_engine
 from planner.simulate.timing import AffineTimer, StepTimer
 
-__all__ = ["EngineEntry", "FleetFile", "PoolEntry", "fleet_from_file", "read_fleet"]
-
-Floats = npt.NDArray[np.float64]
-
-_STRICT: ConfigDict = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-_REPEATS = 2.0
-"""A ring reduction moves 2 (n - 1) / n of the buffer through each device's link."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CoefficientsEntry:
-    """Affine iteration times; see `AffineTimer`. Seconds, and seconds per token, square token, sequence."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
-    prefill: tuple[float, float, float]
-    decode_small: tuple[float, float, float]
-    decode_large: tuple[float, float, float] | None = None
-    large_batch: int = 1 << 30
-    overhead_s: Seconds = 0.0
-    overhead_per_token_s: Seconds = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineEntry:
-    """One kind of engine."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
-    model: str | None = None
-    """Catalogue name or path of a config.json."""
-    device: str | None = None
-    """Catalogue device whose cost model gives the iteration times."""
-    stack: str = "vllm"
-    """Inference engine of the cost model."""
-    profile: str | None = None
-    """Path and prefix of measured layer tables, relative to this file."""
-    coefficients: CoefficientsEntry | None = None
-    tp: int = 1
-    pp: int = 1
-    dp: int = 1
-    ep: int = 1
-    weights: str = "bf16"
-    experts: str | None = None
-    attention: str | None = None
-    kv: str = "bf16"
-    kv_tokens: int | None = None
-    """Cache of one rank; by default what the weights leave (catalogue engines only)."""
-    policy: str = "vllm"
-    token_budget: int | None = None
-    max_seqs: int | None = None
-    long_prefill_tokens: int | None = None
-    block_tokens: int | None = None
-    watermark_frac: float | None = None
-    preemption: Preemption | None = None
-    prefix_caching: bool | None = None
-    run_ahead: bool | None = None
-    """Iterations are formed while the one before runs; by default as the policy does."""
-    max_decode_context_tokens: int | None = None
-    speculative_tokens: int = 0
-    acceptance_frac: float = 0.0
-    prefill_frac: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Throughput of prompts that a power cap leaves, over that without one."""
-    decode_frac: Annotated[float, Field(gt=0, le=1)] = 1.0
-    cap_w: Watts | None = None
-    lora_rank: int = 0
-    num_adapters: int = 0
-    role: Role = Role.BOTH
-    usd_per_hour: UsdPerHour | None = None
-    """Of one device."""
-    idle_w: Watts | None = None
-    """Of one device, as the next two."""
-    prefill_w: Watts | None = None
-    decode_w: Watts | None = None
-    host_bytes_per_s: BytesPerSecond | None = None
-    kv_bytes_per_token: float | None = None
-    link_bytes_per_s: BytesPerSecond | None = None
-    """Of the whole engine, for cache transfers."""
-    reduce_bytes_per_s: BytesPerSecond | None = None
-    """Rate of one device in reductions and expert exchanges; needed by a profile on several devices."""
-    reduce_latency_s: Seconds = 2e-5
-    host_s: Seconds = 0.0
-    """Time per iteration in which the device waits for the host; for profiles."""
-    num_sms: int | None = None
-    """Multiprocessors, for what unequal lengths cost; by default the catalogue's for `profile_device`."""
-    profile_device: str | None = None
-    """Catalogue device on which the profile was taken."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReactiveEntry:
-    """A reactive scaling rule."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
-    interval_s: Seconds
-    add_above: float
-    remove_below: float
-    step: int = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolEntry:
-    """Identical engines."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
-    name: str
-    engine: EngineEntry
-    count: int = 1
-    min_count: int = 1
-    max_count: int = 0
-    schedule: tuple[tuple[float, int], ...] = ()
-    """Pairs (time in s, wanted engines)."""
-    reactive: ReactiveEntry | None = None
-    start_up_s: Seconds = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FailureEntry:
-    """One failure."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
-    pool: str
-    engine: int
-    at_s: Seconds
-    down_s: Seconds
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkEntry:
-    """A path that all cache transfers share."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
-    bytes_per_s: BytesPerSecond
-    latency_s: Seconds = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FleetFile:
-    """The whole file."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
-    pools: tuple[PoolEntry, ...]
-    schema_version: Literal[1] = 1
-    router: str = "least-outstanding"
-    decode_router: str = "least-kv"
-    shares: tuple[tuple[int, int, tuple[float, ...]], ...] = ()
-    shared_link: LinkEntry | None = None
-    failures: tuple[FailureEntry, ...] = ()
-    mean_time_between_failures_s: Seconds | None = None
-    repair_s: Seconds = 600.0
-    catalogs: tuple[str, ...] = field(default=())
-    """Folders with further devices."""
+__all__ = ["fleet_from_file", "read_fleet"]
 
 
 def read_fleet(path: str | Path) -> Fleet:
@@ -211,7 +47,7 @@ def fleet_from_file(entry: FleetFile, *, where: str = "fleet", folder: Path | No
             engine = _capped(pool.engine, folder or Path(), entry.catalogs)
             key = f"pools.{number}"
             pools.append(_pool(pool, engine))
-        except (ValueError, SpecError) as error:
+        except (ValueError, InputError) as error:
             told = error.problems if isinstance(error, SpecError) else (str(error),)
             problems += [f"{key}: {problem}" for problem in told]
     if problems:
@@ -329,6 +165,7 @@ def _machine(name: str, catalogs: tuple[str, ...]) -> Any:
 def _catalogue_engine(entry: EngineEntry, catalogs: tuple[str, ...]) -> EngineSpec:
     from costmodels.models import find_model
     from costmodels.serving.config import Quant, ServingConfig
+    from costmodels.serving.degrees import degree_problems
     from costmodels.serving.engine import find_engine
     from planner.simulate.engine_spec import catalogue_engine
 
@@ -345,7 +182,9 @@ def _catalogue_engine(entry: EngineEntry, catalogs: tuple[str, ...]) -> EngineSp
     ]
     if bad:
         raise SpecError("", bad)
-    settings = _settings(entry)
+    model, settings = find_model(entry.model), _settings(entry)
+    if problems := degree_problems(model, tp=entry.tp, pp=entry.pp, dp=entry.dp, ep=entry.ep):
+        raise SpecError("", problems)
     config = ServingConfig(
         tp=entry.tp,
         pp=entry.pp,
@@ -363,7 +202,7 @@ def _catalogue_engine(entry: EngineEntry, catalogs: tuple[str, ...]) -> EngineSp
     )
     assert entry.device is not None
     return catalogue_engine(
-        find_model(entry.model),
+        model,
         config,
         find_engine(entry.stack),
         _machine(entry.device, catalogs),

@@ -12,7 +12,8 @@ from costmodels.job import Slo
 from hardware.errors import InputError, SpecError
 from hardware.schema import validate
 from planner.simulate.fleet import Fleet
-from planner.simulate.fleet_file import FleetFile, fleet_from_file
+from planner.simulate.fleet_entries import FleetFile
+from planner.simulate.fleet_file import fleet_from_file
 from planner.simulate.settings import Speculation
 
 __all__ = ["plan_fleet_text", "read_plan_fleet"]

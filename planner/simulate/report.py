@@ -29,9 +29,10 @@ from planner.simulate.rate_bound import rate_bound_per_s
 from planner.simulate.settling import settling_s
 from planner.simulate.timeline_picture import timeline_svg
 
-__all__ = ["Question", "print_summary", "requests_table", "run_question"]
+__all__ = ["Question", "print_summary", "requests_table", "run_question", "write_fleet_file"]
 
 SCHEMA_VERSION = 1
+_NO_PLAN = "needs a PLAN; a --fleet is a file already"
 _RATE_MISSED_FRAC = 0.1
 """Between the mean rate of a made trace and the asked one before it is told (chance and the ends)."""
 
@@ -74,6 +75,8 @@ def run_question(question: Question) -> dict[str, Any]:
     """
     fleet, planned = _fleet(question)
     trace = question.traffic.trace(question.seed)
+    if question.write_fleet is not None:
+        write_fleet_file(question)
     slo = _slo(question, planned)
     head = {"schema_version": SCHEMA_VERSION, "kind": "simulation", "seed": question.seed}
     if question.goodput:
@@ -114,6 +117,19 @@ def run_question(question: Question) -> dict[str, Any]:
     return answer
 
 
+def write_fleet_file(question: Question) -> None:
+    """Write the plan's fleet as a file that can be changed.
+
+    Raises
+    ------
+    SpecError, InputError
+        if there is no plan, or it holds no fleet.
+    """
+    if question.plan is None or question.write_fleet is None:
+        raise SpecError("--write-fleet", [_NO_PLAN])
+    write_text(plan_fleet_text(question.plan), question.write_fleet)
+
+
 def _replications(question: Question, fleet: Fleet, trace: Trace, slo: Slo | None) -> dict[str, Any]:
     """Return mean and 95 % interval of the main figures over made traces of the same traffic."""
 
@@ -141,10 +157,8 @@ def _fleet(question: Question) -> tuple[Fleet, Slo | None]:
     if (question.plan is None) == (question.fleet is None):
         raise SpecError("simulate", ["give either a PLAN or --fleet YAML"])
     if question.plan is None and question.write_fleet is not None:
-        raise SpecError("--write-fleet", ["needs a PLAN; a --fleet is a file already"])
+        raise SpecError("--write-fleet", [_NO_PLAN])
     if question.plan is not None:
-        if question.write_fleet is not None:
-            write_text(plan_fleet_text(question.plan), question.write_fleet)
         fleet, planned = read_plan_fleet(question.plan)
     else:
         assert question.fleet is not None

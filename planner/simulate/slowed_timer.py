@@ -45,9 +45,17 @@ def capped_engine(
     ----------
     cap_w : of one device; no phase draws more. [W]
     prefill_frac, decode_frac : throughput that the cap leaves, over that without one.
+
+    Raises
+    ------
+    ValueError
+        if the cap is below what the devices draw at rest.
     """
     if cap_w is not None:
         most = cap_w * spec.num_devices
+        if spec.idle_w is not None and most < spec.idle_w:
+            message = f"cap_w: {cap_w:g} is below the {spec.idle_w / spec.num_devices:g} W of an idle device"
+            raise ValueError(message)
         spec = replace(spec, prefill_w=_at_most(spec.prefill_w, most), decode_w=_at_most(spec.decode_w, most))
     if prefill_frac == decode_frac == 1.0:
         return spec

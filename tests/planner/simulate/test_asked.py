@@ -156,6 +156,10 @@ def test_the_fleet_of_a_plan_becomes_a_file_to_change(trace: Path, tmp_path: Pat
     }  # fmt: skip
     plan, written = tmp_path / "plan.json", tmp_path / "mine.yaml"
     write_plan(plan_serving(read_serve_request(None, flags)), plan)
+    no_trace = tmp_path / "t.csv"
+    assert run("simulate", plan, "--trace", no_trace, "--write-fleet", written)[0] == 2
+    assert not written.exists()
+    assert run("simulate", plan, "--write-fleet", written) == (0, f"written: {written}\n")
     first = run("simulate", plan, "--trace", trace, "--write-fleet", written, "--json")
     assert first[0] == 0
     assert run("simulate", "--fleet", written, "--trace", trace, "--write-fleet", written)[0] == 2

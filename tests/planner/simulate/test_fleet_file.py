@@ -73,7 +73,19 @@ pools:
         ("max_seqs: 32", "max_seq: 32", "unexpected key"),
         ("max_seqs: 32", "policy: fifo", "'fifo' is unknown"),
         ("2 USD/h", "2 EUR/h", "not a quantity in USD/h"),
-        ("count: 2", "count: 0", "pools.0: pool main: count must be at least 1"),
+        ("count: 2", "count: 0", "pools.0.count: 0 is too small"),
+        ("count: 2", "schedule: [[5, 1], [3, 2]]", "the times of schedule must rise"),
+        ("max_seqs: 32", "tp: 0", "pools.0.engine.tp: 0 is too small"),
+        ("max_seqs: 32", "acceptance_frac: 0.5", "speculative_tokens 0 with acceptance_frac 0.5; give both"),
+        ("max_seqs: 32", "lora_rank: 8", "num_adapters 0 with lora_rank 8; give both"),
+        ("0.01, 0.0001, 0]", ".nan, 0, 0]", "coefficients.prefill.0: nan is not accepted"),
+        ("round-robin", "size", "router size with 0 rows of shares"),
+        (
+            "round-robin",
+            "size\nshares: [[10, 10, [0.5, 0.5]]]",
+            "shares.0: 0.5, 0.5; one for each of 1 pools",
+        ),
+        ("round-robin", "random\nmean_time_between_failures_s: 0", "mean_time_between_failures_s must be"),
         ("max_seqs: 32", "run_ahead: maybe", "pools.0.engine.run_ahead: 'maybe' is not accepted"),
     ],
 )
@@ -82,6 +94,25 @@ def test_wrong_fleets_name_the_key(tmp_path: Path, old: str, new: str, told: str
     with pytest.raises(SpecError) as caught:
         read_fleet(path)
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        ("tp: 3", "pools.0.engine: tp: 3 is not accepted for llama-3.1-8b; tensor parallelism must divide"),
+        ("ep: 2, tp: 2", "pools.0.engine: ep: 2 for llama-3.1-8b, which has no experts"),
+        ("stack: vlm", "pools.0.engine: no serving engine is called 'vlm'; did you mean vllm"),
+        ("cap_w: 1", "pools.0.engine: cap_w: 1 is below the "),
+    ],
+)
+def test_catalogue_engines_that_cannot_be_are_refused_with_their_key(
+    tmp_path: Path, entry: str, told: str
+) -> None:
+    text = f"pools: [{{name: a, engine: {{model: llama-3.1-8b, device: h100, {entry}}}}}]"
+    path = write(tmp_path, text)
+    with pytest.raises(SpecError) as caught:
+        read_fleet(path)
+    assert f"{path}: {told}" in str(caught.value)
 
 
 def test_a_catalogue_engine_works_out_its_cache(tmp_path: Path) -> None:
@@ -152,7 +183,10 @@ def test_bad_questions_have_exit_code_2_and_say_what_is_wrong(tmp_path: Path) ->
         (("--fleet", fleet, "--trace", bad), "line 3: arrival_s: -3"),
         (("--fleet", fleet, "--trace", trace, "--goodput"), "needs a target"),
         (("--fleet", fleet, "--trace", trace, "--warm-up-s", 100), "no arrival is left"),
-        (("--fleet", fleet, "--trace", trace, "--percentile", 120, "--slo-ttft-s", 1), "percentile must lie"),
+        (
+            ("--fleet", fleet, "--trace", trace, "--percentile", 120, "--slo-ttft-s", 1),
+            "percentile is in percent",
+        ),
         ((write(tmp_path, '{"kind": "train"}', "p.json"), "--trace", trace), "cannot be simulated"),
         ((write(tmp_path, "{", "q.json"), "--trace", trace), "no JSON"),
     ):

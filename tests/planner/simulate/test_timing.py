@@ -6,7 +6,8 @@ import pytest
 
 from costmodels.graph_import.transformer import transformer_graph
 from hardware.errors import InputError, SpecError
-from planner.simulate.fleet_file import EngineEntry, FleetFile, PoolEntry, fleet_from_file
+from planner.simulate.fleet_entries import EngineEntry, FleetFile, PoolEntry
+from planner.simulate.fleet_file import fleet_from_file
 from planner.simulate.layer_profile import read_layer_profile
 from planner.simulate.profiled_engine import measured_timer
 from planner.simulate.step_table import batch_exponent, step_table_timer
