@@ -48,8 +48,8 @@ class Slo:
     percentile: float = 99.0
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.percentile <= 100.0:
-            message = f"percentile must lie in (0, 100], not {self.percentile:g}"
+        if not 1.0 <= self.percentile <= 100.0:
+            message = f"percentile is in percent, from 1 to 100, not {self.percentile:g}"
             raise ValueError(message)
         for name, target_s in self.targets.items():
             if not 0.0 < target_s < float("inf"):

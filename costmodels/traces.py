@@ -26,7 +26,7 @@ from costmodels.prefix_tree import PrefixTree, tree_of_parents
 from costmodels.trace_sharing import SHARING_COLUMNS, parse_hashes, read_json_lines, sharing_tree
 from hardware.errors import InputError, SpecError
 
-__all__ = ["Trace", "read_lengths", "read_trace", "trace_from_columns"]
+__all__ = ["Trace", "opened_csv", "read_lengths", "read_trace", "trace_from_columns"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -100,7 +100,11 @@ class Trace:
     def scaled(self, rate_per_s: float) -> "Trace":
         """Return the same requests at another mean rate: time is stretched, the order and bursts stay."""
         if not 0.0 < rate_per_s < math.inf or self.span_s == 0.0:
-            message = f"cannot scale a trace of rate {self.rate_per_s:g}/s to {rate_per_s:g}/s"
+            which = f"{self.source}: " if self.source else ""
+            message = (
+                f"{which}cannot be stretched to rate_per_s {rate_per_s:g}; arrivals at two times and a rate "
+                "above 0 are needed"
+            )
             raise InputError(message)
         start_s = self.arrival_s[0]
         stretched = start_s + (self.arrival_s - start_s) * (self.rate_per_s / rate_per_s)
@@ -138,7 +142,7 @@ def read_trace(path: str | Path) -> Trace:
     path = Path(path)
     hashes: list[list[int]] | None
     if ".jsonl" in path.suffixes:
-        with _opened(path) as file:
+        with opened_csv(path) as file:
             columns, hashes = read_json_lines(file, str(path))
     else:
         optional = ("session", "prefix_tokens", *SHARING_COLUMNS)
@@ -217,7 +221,14 @@ def _raise_if(source: str, problems: list[str]) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[TextIO]:
+def opened_csv(path: Path) -> Iterator[TextIO]:
+    """Open a text file, ``.gz`` too.
+
+    Raises
+    ------
+    InputError
+        if it cannot be opened or read as text.
+    """
     opener: Callable[..., TextIO] = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
@@ -234,7 +245,7 @@ def _read_columns(
     path: Path, needed: tuple[str, ...], optional: tuple[str, ...], text: str | None = None
 ) -> tuple[dict[str, Floats], list[str] | None]:
     """Return the named columns as numbers, one as text; blank lines are refused, other columns ignored."""
-    with _opened(path) as file:
+    with opened_csv(path) as file:
         rows = csv.reader(file)
         header = [name.strip() for name in next(rows, [])]
         table = list(rows)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodels.job import Traffic
-from costmodels.traces import Trace, read_trace
+from costmodels.traces import Trace, opened_csv, read_trace
 from hardware.errors import InputError, SpecError, UnknownNameError
 
 __all__ = ["NAMED_DISTRIBUTIONS", "Buckets", "NamedDistribution", "Workload", "bucketise", "read_workload"]
@@ -171,7 +171,7 @@ def _traffic(name: str, sizes: list[tuple[int, int, float]], rate_per_s: float |
 
 
 def _header(path: Path) -> list[str]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with opened_csv(path) as file:
         return [name.strip() for name in next(csv.reader(file), [])]
 
 
@@ -183,7 +183,7 @@ def _read_histogram(path: Path) -> list[tuple[int, int, float]]:
         raise SpecError(str(path), [f"column {name} is missing" for name in missing])
     sizes: list[tuple[int, int, float]] = []
     problems: list[str] = []
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with opened_csv(path) as file:
         for line, row in enumerate(csv.DictReader(file), start=2):
             try:
                 prompt, output, share = (

@@ -7,6 +7,7 @@ from pydantic import ConfigDict
 
 from costmodels.models import find_model
 from costmodels.serving.config import ServingConfig
+from costmodels.serving.degrees import degree_problems
 from costmodels.serving.engine import find_engine
 from costmodels.serving.machine import device_machine
 from hardware.device import Device
@@ -16,7 +17,7 @@ from planner.serving.estimate import ServingEstimate, estimate_serving
 from planner.serving.fields import Count, Format, KvFormat, Natural, Positive
 from planner.serving.offers import named_device
 from planner.serving.request import draft_problems, generation_problem
-from planner.serving.space import broken_rule, has_experts, quant_of, quants_of, rule_words
+from planner.serving.space import quant_of, quants_of
 
 __all__ = ["EstimateRequest", "estimate_asked"]
 
@@ -68,15 +69,7 @@ def estimate_asked(request: EstimateRequest) -> ServingEstimate:
     device, levels = named_device(request.gpu, request.catalog)
     degrees = {name: getattr(request, name) for name in ("tp", "pp", "dp", "ep")}
     problems = [f"model: {problem}"] if (problem := generation_problem(model)) else []
-    if rule := broken_rule(model, tp=request.tp, ep=request.ep):
-        axis = rule[:2]
-        problems.append(f"{axis}: {degrees[axis]} is not accepted for {model.name}; {rule_words(rule)}")
-    if request.ep > 1 and not has_experts(model):
-        problems.append(f"ep: {request.ep} for {model.name}, which has no experts")
-    elif request.tp * request.dp % request.ep:
-        problems.append(f"ep: {request.ep} does not divide tp x dp = {request.tp * request.dp}")
-    if request.pp > model.num_layers:
-        problems.append(f"pp: {request.pp} stages for {model.num_layers} layers")
+    problems += degree_problems(model, **degrees)
     if bool(request.lora_rank) != bool(request.num_adapters):
         problems.append(
             f"num_adapters: {request.num_adapters} with lora_rank {request.lora_rank}; give both, from 1"

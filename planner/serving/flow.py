@@ -146,7 +146,7 @@ def _explained(
     for demand in demands:
         whose = f"{demand.name}: " if several else ""
         reasons += [f"{whose}{b}" for b in demand.search.bounds if not b.endswith(": ")]
-        reasons += [f"{whose}{e.rule} ({e.count})" for e in demand.search.excluded if "fit" in e.rule]
+        reasons += [f"{whose}{words}" for words in _misfits(demand)]
     if not any(d.search.num_feasible for d in demands):
         reasons.append("with max_devices of every device, its layers are spread over several machines")
     message = f"{error.args[0]}; " + "; ".join(dict.fromkeys(reasons)) if reasons else str(error.args[0])
@@ -260,6 +260,15 @@ def _stage_notes(plan: ServingPlan) -> tuple[str, ...]:
     return (f"{', '.join(staged)}: {told}",) if staged else ()
 
 
+def _misfits(demand: Demand) -> list[str]:
+    """Return which configurations do not hold the model, in words."""
+    return [
+        f"{e.rule}: {e.count} configuration{'s' * (e.count > 1)} left out ({e.why})"
+        for e in demand.search.excluded
+        if "fit" in e.rule
+    ]
+
+
 def _diagnostics(demand: Demand) -> tuple[str, ...]:
     notes: list[str] = []
     if not demand.request.simulate:
@@ -275,11 +284,7 @@ def _diagnostics(demand: Demand) -> tuple[str, ...]:
     cv = demand.workload.traffic.arrival_cv
     if cv > 3.0:
         notes.append(f"arrivals are bursty (coefficient of variation {cv:.1f})")
-    notes += [
-        f"{e.rule}: {e.count} configurations left out ({e.why})"
-        for e in demand.search.excluded
-        if "fit" in e.rule
-    ]
+    notes += _misfits(demand)
     notes += late_note(demand)
     most = demand.model.max_seq_len
     traffic = demand.workload.traffic

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from costmodels.graph import Attention, Experts, ModelGraph
+from costmodels.graph import Experts, ModelGraph
 from costmodels.serving.config import Quant, ServingTable
+from costmodels.serving.degrees import DEGREE_RULES, broken_rule
 from costmodels.serving.engine import EngineStack
 from costmodels.serving.memory import kv_bytes_per_request, serving_memory
 from hardware.device import Device
@@ -15,20 +16,15 @@ from planner.plan import Excluded
 
 __all__ = [
     "ServingSpace",
-    "broken_rule",
-    "has_experts",
     "quant_of",
     "quants_of",
-    "rule_words",
     "serving_space",
 ]
 
 Ints = npt.NDArray[np.int64]
 
 _MIN_REQUESTS = 1.0
-_RULES = {
-    "tp-divides-heads": "tensor parallelism must divide the attention heads",
-    "ep-divides-experts": "expert parallelism must divide the experts",
+_RULES = DEGREE_RULES | {
     "weights-and-one-request-fit": "weights and the cache of one longest request exceed the device's memory",
 }
 
@@ -55,11 +51,6 @@ def quants_of(label: str) -> dict[str, Quant]:
         "experts": code,
         "attention": Quant.BF16 if code in (Quant.NVFP4, Quant.MXFP4, Quant.INT4) else code,
     }
-
-
-def rule_words(rule: str) -> str:
-    """Return what a rule demands."""
-    return _RULES[rule]
 
 
 def _degrees(limit: int) -> list[tuple[int, int, int]]:
@@ -129,21 +120,6 @@ def serving_space(
 
 def _experts(model: ModelGraph) -> list[Experts]:
     return [op for b in model.blocks for op in b.operators if isinstance(op, Experts)]
-
-
-def has_experts(model: ModelGraph) -> bool:
-    """Return whether tokens are routed to experts."""
-    return bool(_experts(model))
-
-
-def broken_rule(model: ModelGraph, *, tp: int, ep: int) -> str | None:
-    """Return the rule that degrees break on this model; None for legal ones."""
-    heads = [op.num_heads for b in model.blocks for op in b.operators if isinstance(op, Attention)]
-    if any(h % tp for h in heads):
-        return "tp-divides-heads"
-    if any(e.num_experts % ep for e in _experts(model)):
-        return "ep-divides-experts"
-    return None
 
 
 def _formatted(

@@ -24,7 +24,10 @@ def test_without_a_price_it_costs_all_but_money(meshwright: Meshwright) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--tp", "3"], "tp: 3 is not accepted for llama-3.1-8b; tensor parallelism must divide"),
+        (
+            ["--tp", "3"],
+            "tp: 3 is not accepted for llama-3.1-8b; tensor parallelism must divide the attention heads (1,",
+        ),
         (["--tp", "2", "--ep", "2"], "ep: 2 for llama-3.1-8b, which has no experts"),
         (["--pp", "33"], "pp: 33 stages for 32 layers"),
         (["--lora-rank", "8"], "num_adapters: 0 with lora_rank 8"),

@@ -208,6 +208,14 @@ def test_bad_histogram_and_trace(tmp_path):
     trace.write_text("arrival_s,prompt_tokens,output_tokens\n1,5,5\n0,5,5\n", encoding="utf-8")
     with pytest.raises(SpecError, match="line 3"):
         read_workload(str(trace), rate_per_s=None)
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n1,5,5\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"t\.csv: cannot be stretched to rate_per_s 2"):
+        read_workload(str(trace), rate_per_s=2.0)
+    trace.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match=r"t\.csv: cannot be read as a CSV file"):
+        read_workload(str(trace), rate_per_s=2.0)
+    with pytest.raises(SpecError, match=r"percentile: 0.99 is too small"):
+        plan(percentile=0.99)
 
 
 def test_command_line_prints_the_file_and_uses_its_exit_codes():
