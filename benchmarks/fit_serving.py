@@ -19,8 +19,8 @@ import numpy as np
 
 from benchmarks.serving_fit import Effects, LoopPoint, fit_effects, fitted_engine, point_weights
 from costmodels.backtest.serving import latency_errors
-from costmodels.serving.correction import ServingCorrection, fit_serving_correction
-from costmodels.serving.predict import point_kind
+from costmodels.serving.correction import LoopLatency, ServingCorrection, fit_serving_correction
+from costmodels.serving.predict import loop_latency, point_kind
 from costmodels.serving.runs import ServingRun, read_serving_runs
 
 __all__ = ["main"]
@@ -74,20 +74,17 @@ class Study:
         self.linear = self.linear or linear
         return effects
 
-    def loops(self, effects: Effects, rows: np.ndarray) -> np.ndarray:
-        """Return (TTFT, TPOT) of the loops of `rows`. shape (all rows, 2), zero elsewhere"""
-        out = np.zeros((len(self.runs), 2))
-        for u in {int(v) for v in self.at[rows]}:
-            seen = self.points[u].loop(*effects.of(self.points[u]))
-            out[self.at == u] = seen.ttft_mean_s, seen.tpot_mean_s
-        return out
+    def loops(self, effects: Effects, rows: np.ndarray) -> dict[int, LoopLatency]:
+        """Return what the loops of `rows` saw, by row."""
+        points = sorted({int(u) for u in self.at[rows]})
+        found = {u: loop_latency(self.points[u].loop(*effects.of(self.points[u]))) for u in points}
+        return {int(i): found[int(self.at[i])] for i in rows}
 
-    def correction(self, loops: np.ndarray, rows: np.ndarray) -> ServingCorrection:
+    def correction(self, loops: dict[int, LoopLatency], rows: np.ndarray) -> ServingCorrection:
         """Return the correction fitted to `rows`."""
         return fit_serving_correction(
             [self.kinds[i] for i in rows],
-            loop_ttft_s=loops[rows, 0],
-            loop_tpot_s=loops[rows, 1],
+            [loops[i] for i in rows.tolist()],
             ttft_s=self.ttft_s[rows],
             tpot_s=self.tpot_s[rows],
             weight=self.weight[rows],
@@ -101,10 +98,10 @@ class Study:
         return np.array(
             [
                 (
-                    correction.tpot_s(self.kinds[i], loops[i, 1]),
-                    correction.ttft_s(self.kinds[i], loops[i, 0], loops[i, 1]),
+                    correction.tpot_s(self.kinds[i], loops[i].tpot_s),
+                    correction.ttft_s(self.kinds[i], loops[i]),
                 )
-                for i in rows
+                for i in rows.tolist()
             ]
         )
 

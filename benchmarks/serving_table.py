@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.helix_instances import INSTANCES, read_instance
+from benchmarks.serving_unstated import print_unstated
 from costmodels.backtest.serving import backtest_serving
 from costmodels.graph_import.transformer import transformer_graph
 from costmodels.models import find_model
@@ -50,6 +51,7 @@ def accuracy_rows() -> None:
             ]
             text = f"{figures[0]:.1f} / {figures[1]:.1f} %, bias {figures[2]:+.1f} %"
             row(f"{kind.upper()} MAPE / median, {name}", text, peer)
+    print_unstated(DATA / "serving_runs.csv.gz", report)
 
 
 def mix_rows() -> None:

@@ -6,6 +6,7 @@ events, runs of equal decode iterations being one event, with iteration times lo
 """
 
 import heapq
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -62,7 +63,8 @@ class ClosedLoop:
     admission_s: float
     """Added to every TTFT."""
     prefill: "PrefillPool | None" = None
-    """Separate instances for prompts (split form); None is prompts in the same instance."""
+    """Separate instances for prompts (split form); None is prompts in the same instance. The first token then
+    reaches the client when a decoding instance has room for the request."""
     tokens_per_step: float = 1.0
     """Tokens that a decode step yields on average (drafts accepted plus one)."""
 
@@ -175,8 +177,6 @@ class _Run:
             done = begin + float(np.interp(tokens, pool.token_nodes, pool.seconds))
             self.queues[queue] = done
             for request in taken:
-                self.ttft[request] = done - self.sent[request] + self.loop.admission_s
-                self.ttft_added[request] = self.ttft[request]
                 heapq.heappush(self.ahead, (done + pool.transfer_s, request))
 
     def start(self, request: int) -> None:
@@ -199,7 +199,10 @@ class _Run:
         """Run iterations with prompt chunks until the oldest waiting prompt, and what fits with it, is in."""
         loop = self.loop
         if self.queues:
-            self.start(self.waiting.popleft())
+            request = self.waiting.popleft()
+            self.ttft[request] = self.now - self.sent[request] + loop.admission_s
+            self.ttft_added[request] = self.ttft[request]
+            self.start(request)
             return
         room = loop.max_batch - len(self.running)
         tokens = 0.0
@@ -229,7 +232,7 @@ class _Run:
         ticks = max(self.running[0][0] - self.tick, 1)
         event = self.next_event_s()
         if event < float("inf"):
-            ticks = min(ticks, max(1, int((event - self.now) / seconds) + 1))
+            ticks = min(ticks, max(1, math.ceil((event - self.now) / seconds)))
         self.advance(ticks * seconds, ticks)
         self.arrive()
 

@@ -7,9 +7,15 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodels.graph import ModelGraph
-from costmodels.serving.closed_loop import ClosedLoop, LoopTimes, PrefillPool, run_closed_loop
+from costmodels.serving.closed_loop import (
+    ClosedLoop,
+    LoopResult,
+    LoopTimes,
+    PrefillPool,
+    run_closed_loop,
+)
 from costmodels.serving.config import ServingConfig, ServingTable
-from costmodels.serving.correction import PointKind, ServingCorrection, serving_correction
+from costmodels.serving.correction import LoopLatency, PointKind, ServingCorrection, serving_correction
 from costmodels.serving.engine import EngineStack, find_engine, generation
 from costmodels.serving.iteration import iteration_cost
 from costmodels.serving.machine import serving_machine, system_device
@@ -21,6 +27,7 @@ __all__ = [
     "IterationTimes",
     "RunPrediction",
     "closed_loop",
+    "loop_latency",
     "loop_times",
     "max_requests",
     "point_kind",
@@ -42,6 +49,7 @@ _LONG_TOKENS = 4096
 _PREFILL_UTILISATION = 0.75
 """Of separate prefill instances, where a row does not say how many there are (assumed)."""
 _MAX_LOOP_REQUESTS = 20000
+_BUSY_CLIENTS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +148,14 @@ def point_kind(run: ServingRun) -> PointKind:
         load=int(
             np.clip((np.log2(run.concurrency / (run.decode.num_devices * run.num_decode)) + 2.0) // 2, 0, 4)
         ),
+        busy=run.concurrency >= _BUSY_CLIENTS,
+    )
+
+
+def loop_latency(result: LoopResult) -> LoopLatency:
+    """Return what the correction reads of a loop's result."""
+    return LoopLatency(
+        ttft_s=result.ttft_mean_s, ttft_median_s=result.ttft_median_s, tpot_s=result.tpot_mean_s
     )
 
 
@@ -166,7 +182,7 @@ def predict_run(
     kind = point_kind(run)
     return RunPrediction(
         row_id=run.row_id,
-        ttft_s=correction.ttft_s(kind, result.ttft_mean_s, result.tpot_mean_s),
+        ttft_s=correction.ttft_s(kind, loop_latency(result)),
         tpot_s=correction.tpot_s(kind, result.tpot_mean_s),
         throughput_tokens_per_s=result.throughput_tokens_per_s * run.concurrency / loop.concurrency,
         mean_batch=result.mean_batch * run.concurrency / loop.concurrency / (run.decode.dp * run.num_decode),
@@ -194,6 +210,8 @@ def closed_loop(
     prompt = run.prompt_tokens * (1.0 - _LENGTH_SPREAD_FRAC / 2.0)
     chunk = float(max(min(engine.token_budget, _batched(prompt, clients, engine)), 1.0))
     held = max_requests(run, run.decode, engine, machine)
+    if run.prefill is not None and run.decode.dp > 1:
+        held = min(held, _slots(run))
     answer = run.output_tokens * (1.0 - _LENGTH_SPREAD_FRAC / 2.0)
     times = loop_times(
         run.model, run.decode, engine, machine, min(clients, held), chunk, prompt, answer, seconds_of
@@ -214,6 +232,15 @@ def closed_loop(
         prefill=pool,
     )
     return loop, replace(times, batch_nodes=times.batch_nodes * merged)
+
+
+def _slots(run: ServingRun) -> int:
+    """Return how many requests a group of data-parallel attention decodes at once in a split deployment.
+
+    Published recipes size slots in powers of two and run a few clients more than fit, so that every slot
+    stays busy; the rest wait for a free one.
+    """
+    return 1 << int(np.log2(max(run.concurrency / (run.decode.dp * run.num_decode), 1.0)))
 
 
 def _batched(prompt: float, clients: int, engine: EngineStack) -> float:

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hardware.errors import InfeasibleError
 from planner.cli.errors import readable_errors
 from planner.cli.options import (
     CatalogOption,
@@ -113,6 +114,10 @@ def _by_name(text: str | None, flag: str, kind: type) -> dict[str, Any]:
     return pairs
 
 
+_ASKED = ("every-size-served-and-limits-kept", "targets-hold-in-simulation")
+"""Checks of what the request asks for; others are about the proof."""
+
+
 def _levels(text: str | None) -> tuple[dict[str, float], ...]:
     """Return `rate=hours` pairs of the load over a day."""
     from hardware.errors import InputError
@@ -139,20 +144,31 @@ def _flags(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _show(plan: Any, written: tuple[Any, ...], *, json: bool) -> None:
-    """Print a plan file as it is, or for people with the paths written; warn of checks that fail."""
-    if failed := [check.name for check in plan.plans[0].certificate if not check.holds]:
-        words = f"no plan within the limits keeps every check; #1 fails {', '.join(failed)}"
-        typer.echo(f"warning: {words}", err=True)
+    """Print a plan file as it is, or for people with the paths written; tell of checks that fail.
+
+    Raises
+    ------
+    typer.Exit
+        with the code of an infeasible request if the best plan does not keep what was asked; one that is
+        kept but not proven best is only warned of.
+    """
     if json:
         from planner.plan_io import plan_text
 
         typer.echo(plan_text(plan), nl=False)
-        return
-    from planner.cli.render_serving import print_serving_plans
+    else:
+        from planner.cli.render_serving import print_serving_plans
 
-    print_serving_plans(plan)
-    for path in written:
-        typer.echo(f"written: {path}", err=True)
+        print_serving_plans(plan)
+        for path in written:
+            typer.echo(f"written: {path}", err=True)
+    failed = [check for check in plan.plans[0].certificate if not check.holds]
+    if not failed:
+        return
+    told = ", ".join(f"{check.name} ({check.detail})" for check in failed)
+    typer.echo(f"warning: no plan within the limits keeps every check; #1 fails {told}", err=True)
+    if any(check.name in _ASKED for check in failed):
+        raise typer.Exit(InfeasibleError.exit_code)
 
 
 def plan_serve(

@@ -231,7 +231,7 @@ def _rank(request: ServeRequest, plan: ServingPlan) -> tuple[float, float]:
     p = plan.predicted
     first = {
         "cost": p.cost_usd_per_hour,
-        "energy": p.watts if p.watts is not None else np.inf,
+        "energy": p.mean_watts if p.mean_watts is not None else np.inf,
         "throughput": -p.requests_per_s,
     }[request.objective]
     return (float(first), p.cost_usd_per_hour)

@@ -325,7 +325,7 @@ def _reason(solved: SolvedFleet, predicted: ServingPrediction, mix: tuple[MixEnt
     request = solved.request
     kinds = " + ".join(f"{m.count} x {m.name}" for m in mix)
     if request.objective == "energy":
-        return f"{kinds}: no mix of these instances draws less under this load"
+        return f"{kinds}: no mix of these instances draws less with all of them busy"
     if request.objective == "throughput":
         return f"{kinds}: no mix within the limits serves more requests of these sizes"
     if solved.mix.purchase is not None:

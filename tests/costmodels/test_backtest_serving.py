@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from costmodels.backtest.serving import backtest_serving, latency_errors
-from costmodels.serving.correction import PointKind, fit_serving_correction, serving_correction
+from costmodels.serving.correction import (
+    LoopLatency,
+    PointKind,
+    fit_serving_correction,
+    serving_correction,
+)
 from costmodels.serving.runs import read_serving_runs, run_of_row
 from hardware.errors import InputError, SpecError
 
@@ -92,17 +97,40 @@ def test_errors_of_pairs_by_hand():
 
 def test_correction_finds_a_planted_rule_and_is_neutral_for_the_unseen():
     groups = {"campaign": "c", "engine": "e", "generation": "g", "attention": "narrow", "lengths": "even"}
-    kind = PointKind(split=False, guessed=False, load=1, **groups)
+    kind = PointKind(split=False, guessed=False, load=1, busy=False, **groups)
     rng = np.random.default_rng(0)
     loop, step = rng.uniform(0.1, 2.0, 200), rng.uniform(0.005, 0.05, 200)
+    loops = [LoopLatency(ttft_s=x, ttft_median_s=x, tpot_s=y) for x, y in zip(loop, step, strict=True)]
     fitted = fit_serving_correction(
-        [kind] * 200, loop_ttft_s=loop, loop_tpot_s=step, ttft_s=1.5 * loop + 20 * step, tpot_s=step,
-        weight=np.ones(200),
-    )  # fmt: skip
-    assert fitted.ttft_s(kind, 1.0, 0.02) == pytest.approx(1.9, rel=0.1)
+        [kind] * 200, loops, ttft_s=1.5 * loop + 20 * step, tpot_s=step, weight=np.ones(200)
+    )
+    seen = LoopLatency(ttft_s=1.0, ttft_median_s=1.0, tpot_s=0.02)
+    assert fitted.ttft_s(kind, seen) == pytest.approx(1.9, rel=0.1)
     assert fitted.tpot_s(kind, 0.02) == 0.02
-    other = PointKind(split=True, guessed=True, load=1, **groups)
+    other = PointKind(split=True, guessed=True, load=1, busy=False, **groups)
     assert serving_correction().tpot_s(other, 1.0) > 0.0
+
+
+def test_correction_tells_rarer_polls_and_the_first_wave_apart():
+    groups = {"campaign": "c", "engine": "e", "generation": "g", "attention": "narrow", "lengths": "even"}
+    kinds = [PointKind(split=False, guessed=False, load=1, busy=bool(i % 2), **groups) for i in range(200)]
+    rng = np.random.default_rng(0)
+    steady, burst, step = (rng.uniform(low, 20 * low, 200) for low in (0.05, 0.05, 0.005))
+    loops = [
+        LoopLatency(ttft_s=x + y, ttft_median_s=x, tpot_s=z)
+        for x, y, z in zip(steady, burst, step, strict=True)
+    ]
+    busy = np.array([kind.busy for kind in kinds])
+    fitted = fit_serving_correction(
+        kinds,
+        loops,
+        ttft_s=steady + 0.5 * burst + (5 + 10 * busy) * step,
+        tpot_s=step,
+        weight=np.full(200, 100.0),
+    )
+    seen = LoopLatency(ttft_s=0.4, ttft_median_s=0.2, tpot_s=0.02)
+    assert fitted.ttft_s(kinds[0], seen) == pytest.approx(0.4, rel=0.05)
+    assert fitted.ttft_s(kinds[1], seen) == pytest.approx(0.6, rel=0.05)
 
 
 @pytest.mark.skipif(not RUNS.exists(), reason="needs ../shared/data/serving/serving_runs.csv.gz")
@@ -119,10 +147,9 @@ def test_accuracy_on_every_twentieth_measured_point(tmp_path):
 
 def test_a_scale_of_unlabelled_runs_is_the_one_of_least_relative_error():
     groups = {"campaign": "c", "engine": "e", "generation": "g", "attention": "narrow", "lengths": "even"}
-    kind = PointKind(split=True, guessed=True, load=1, **groups)
+    kind = PointKind(split=True, guessed=True, load=1, busy=False, **groups)
     step = np.full(400, 0.02)
     measured = np.where(np.arange(400) < 200, 0.02, 0.01)
-    fitted = fit_serving_correction(
-        [kind] * 400, loop_ttft_s=step, loop_tpot_s=step, ttft_s=step, tpot_s=measured, weight=np.ones(400)
-    )
+    loops = [LoopLatency(ttft_s=0.02, ttft_median_s=0.02, tpot_s=0.02)] * 400
+    fitted = fit_serving_correction([kind] * 400, loops, ttft_s=step, tpot_s=measured, weight=np.ones(400))
     assert fitted.tpot_s(kind, 0.02) == pytest.approx(0.01, rel=0.02)

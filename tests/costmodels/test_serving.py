@@ -16,6 +16,8 @@ from costmodels.serving.iteration import iteration_cost, iteration_s
 from costmodels.serving.machine import serving_machine, system_device
 from costmodels.serving.memory import kv_bytes_per_request, kv_transfer_bytes, serving_memory, weight_bytes
 from costmodels.serving.operators import IterationWork
+from costmodels.serving.predict import closed_loop
+from costmodels.serving.runs import ServingRun
 from hardware.catalog import find_device
 from hardware.errors import UnknownNameError
 
@@ -182,6 +184,27 @@ def test_separate_prompts_leave_decoding_alone():
     result = run_closed_loop(loop(concurrency=4, prefill=pool(num_queues=4)), TIMES)
     assert result.tpot_mean_s == pytest.approx(1.0)
     assert result.ttft_median_s == pytest.approx(2.5)
+
+
+def test_the_first_token_waits_for_room_where_decoding_is():
+    room = run_closed_loop(loop(concurrency=4, requests_per_client=1, prefill=pool(num_queues=4)), TIMES)
+    full = run_closed_loop(
+        loop(concurrency=4, requests_per_client=1, max_batch=2, prefill=pool(num_queues=4)), TIMES
+    )
+    assert room.ttft_mean_s == pytest.approx(2.5)
+    assert full.ttft_mean_s == pytest.approx((2 * 2.0 + 2 * 12.0) / 4 + 0.5)
+
+
+def test_slots_of_spread_attention_are_powers_of_two():
+    run = ServingRun(
+        row_id="a", model=find_model("deepseek-v3"), system="gb200", engine="trtllm", version="",
+        prompt_tokens=1024, output_tokens=1024, concurrency=1229, num_prefill=4,
+        decode=ServingConfig(dp=32, ep=32), prefill=ServingConfig(dp=4, ep=4),
+    )  # fmt: skip
+    wide, _ = closed_loop(run, find_engine("trtllm"))
+    joint, _ = closed_loop(replace(run, prefill=None), find_engine("trtllm"))
+    assert wide.max_batch / wide.concurrency == pytest.approx(32 / (1229 / 32), rel=0.05)
+    assert joint.max_batch > joint.concurrency
 
 
 def test_a_queue_takes_waiting_prompts_together():

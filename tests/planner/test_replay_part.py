@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from costmodels.job import Slo, Traffic
 from costmodels.traces import Trace
 from hardware.errors import InfeasibleError
 from planner.cli.render_serving import print_serving_plans
+from planner.serving import flow
 from planner.serving.flow import plan_serving
 from planner.serving.replay_part import part_of_workload, replay_part
 from planner.serving.request import read_serve_request
@@ -146,3 +148,21 @@ def test_a_best_plan_that_fails_a_check_is_warned_of(meshwright: Meshwright) -> 
     document = json.loads(found.stdout)
     held = all(check["holds"] for check in document["plans"][0]["certificate"])
     assert held is ("warning: no plan within the limits keeps every check" not in found.stderr)
+    assert found.exit_code == (0 if held else 3)
+
+
+def test_a_plan_that_misses_its_targets_is_shown_and_said_to_be_none(
+    meshwright: Meshwright, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "plan serve --model llama-3.1-8b --gpus h100 --workload fixed:1024x128 --rate-per-s 5"
+    limits = "--slo-ttft-s 1 --slo-tpot-s 0.05 --max-devices h100=2 --form joint --json"
+    checked = flow.Replays.check
+
+    def late(*args: Any) -> Any:
+        return replace(checked(*args), holds=False)
+
+    monkeypatch.setattr(flow.Replays, "check", late)
+    found = meshwright(*words.split(), *limits.split())
+    assert found.exit_code == 3
+    assert "#1 fails targets-hold-in-simulation" in found.stderr
+    assert json.loads(found.stdout)["plans"]
