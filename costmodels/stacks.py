@@ -31,6 +31,7 @@ __all__ = [
     "device_stack",
     "find_stack",
     "fitted_ranges",
+    "has_fused_attention",
     "stack_names",
 ]
 
@@ -243,11 +244,18 @@ def find_stack(name: str, *, fitted: bool = True) -> Stack:
     return _shipped_stack(name, fitted) if measured is None else measured
 
 
+def has_fused_attention(device: Device) -> bool:
+    """Return whether kernels of fused attention are written for a device.
+
+    They start with brain floats: FlashAttention 2 and cuDNN's with Ampere, CANN's with Atlas A2.
+    """
+    return device.bf16_flops_per_s is not None
+
+
 def device_stack(name: str, device: Device) -> Stack:
     """Return the stack of that name as `device` can run it.
 
-    Fused attention is written for devices with 16-bit brain floats: FlashAttention 2 and cuDNN's kernel start
-    with Ampere, CANN's with Atlas A2. Before them scores are kept in memory, and take plain kernels' time.
+    Without fused attention scores are kept in memory, and take plain kernels' time.
 
     Raises
     ------
@@ -255,7 +263,7 @@ def device_stack(name: str, device: Device) -> Stack:
         if there is none; suggests near names.
     """
     stack = find_stack(name)
-    if not stack.flash or device.bf16_flops_per_s is not None:
+    if not stack.flash or has_fused_attention(device):
         return stack
     return replace(stack, flash=False, attention=max(stack.attention, 1.0))
 

@@ -201,7 +201,8 @@ def _world(plan: PlanFile[TrainingPlan]) -> str:
 def _print_search(plan: PlanFile[Any], out: Console) -> None:
     search = plan.search
     out.print(
-        f"\nsearched {search.num_configs:,} configurations in {search.wall_s:.2f} s, "
+        f"\nsearched {search.num_configs:,} configuration{'s' if search.num_configs != 1 else ''} "
+        f"in {search.wall_s:.2f} s, "
         f"{search.num_feasible:,} fit, the front of time against memory has {len(plan.pareto)}"
     )
     counted = sorted((e for e in search.excluded if e.count), key=lambda e: -e.count)

@@ -47,7 +47,7 @@ def emit(launch: TrainingLaunch) -> Emission:
             *model,
             *kept,
             "--use-mcore-models",
-            "--use-flash-attn",
+            *(("--use-flash-attn",) if launch.fused_attention else ()),
             "--transformer-impl local",
             *((flag("--hccl-group-buffer", buffers),) if buffers else ()),
         ),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from costmodels.layer_split import chunk_layers
+from costmodels.stacks import has_fused_attention
 from costmodels.strategy import Strategy
 from hardware.cluster import Cluster
 from hardware.errors import InputError, OutOfDomainError
@@ -51,6 +52,8 @@ class TrainingLaunch:
     device: str
     device_memory_bytes: float
     vendor: str
+    fused_attention: bool
+    """Whether kernels of fused attention are written for the device."""
     rank_order: str
     seats: tuple[Seat, ...]
     """By framework rank."""
@@ -123,6 +126,7 @@ def training_launch(
         device=group.node.device.name,
         device_memory_bytes=group.node.device.memory_bytes,
         vendor=group.node.device.vendor,
+        fused_attention=has_fused_attention(group.node.device),
         rank_order=order,
         seats=tuple(seats),
         hosts=hosts,

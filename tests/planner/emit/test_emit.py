@@ -219,3 +219,17 @@ def test_python_files_compile() -> None:
                 compile(text, name, "exec")
     compile(emit_plan(plan_path("gpt3"), "megatron-lm", scheduler="ray").files["ray_driver.py"], "r", "exec")
     assert sys.version_info >= (3, 11)
+
+
+def test_fused_attention_is_asked_for_where_a_kernel_is_written(
+    tmp_path: Path, meshwright: Meshwright
+) -> None:
+    """A plan on 910A was costed without; CANN's fused attention starts with the 910B."""
+    job = ("--model", "gpt3-1.3b", "--nodes", "1", "--seq-len", "2048", "--global-batch", "32", "--tp", "8")
+    for cluster, asked in (("atlas-910a", False), ("atlas-910b", True)):
+        plan, folder = tmp_path / f"{cluster}.json", tmp_path / cluster
+        words = ("estimate", "train", "--cluster", cluster, "--precision", "fp16", *job, "-o", plan)
+        assert meshwright(*words).exit_code == 0
+        written = meshwright("emit", plan, "--target", "mindspeed", "-o", folder)
+        assert written.exit_code == 0, written.output
+        assert ("--use-flash-attn" in (folder / "train.sh").read_text()) is asked
