@@ -255,7 +255,8 @@ def has_fused_attention(device: Device) -> bool:
 def device_stack(name: str, device: Device) -> Stack:
     """Return the stack of that name as `device` can run it.
 
-    Without fused attention scores are kept in memory, and take plain kernels' time.
+    Without fused attention scores are kept in memory, and take plain kernels' time. The reference step calls
+    what torch has for the device, on processors too.
 
     Raises
     ------
@@ -263,7 +264,7 @@ def device_stack(name: str, device: Device) -> Stack:
         if there is none; suggests near names.
     """
     stack = find_stack(name)
-    if not stack.flash or has_fused_attention(device):
+    if name == REFERENCE_STACK or not stack.flash or has_fused_attention(device):
         return stack
     return replace(stack, flash=False, attention=max(stack.attention, 1.0))
 

@@ -9,6 +9,7 @@ from costmodels.kernels.portable import portable_attention_ratio
 from costmodels.kernels.times import kernel_model
 from costmodels.keys import Keys
 from costmodels.models import find_model
+from costmodels.reference_stack import REFERENCE_STACK
 from costmodels.run_table import RunRow
 from costmodels.stacks import FITTED, Stack, device_stack, find_stack, stack_names
 from costmodels.strategy import ConfigTable, Strategy
@@ -190,7 +191,8 @@ def test_fused_attention_runs_where_there_is_a_kernel_for_it():
         assert not device_stack("megatron-core", find_device(name)).flash
     for name in ("a100-80gb", "mi250x", "ascend-910b", "tpu-v4"):
         assert device_stack("megatron-core", find_device(name)) == find_stack("megatron-core")
-    assert device_stack("megatron-2021", find_device("v100-32gb")) == find_stack("megatron-2021")
+    for name in ("megatron-2021", REFERENCE_STACK):
+        assert device_stack(name, find_device("v100-32gb")) == find_stack(name)
 
 
 def test_scores_of_unfused_attention_are_counted_on_a_v100():
