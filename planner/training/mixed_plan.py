@@ -36,8 +36,6 @@ Floats = npt.NDArray[np.float64]
 
 _SAFE_DEVIATIONS = 2.326
 """Standard deviations that 99 % of a normal distribution lie below."""
-_HEAD_LAYERS_PER_VOCAB = 1.0 / 12.0
-"""A head costs V / (12 h) layers: 2 h V flops a token against 24 h^2 of a layer."""
 _ROUNDING = 1.0 + 1e-9
 _SAME = 1e-6
 """Relative difference up to which two pipelines count as the same one in another order."""
@@ -376,8 +374,13 @@ def _stages(
 
 
 def _head_layers(job: TrainingJob) -> float:
-    """Return how many layers the head is worth; the slowest stage of an even split holds it."""
-    return job.model.vocab / job.model.hidden * _HEAD_LAYERS_PER_VOCAB
+    """Return how many layers the head is worth, by the weights that a token passes.
+
+    The slowest stage of an even split holds it.
+    """
+    head = job.model.vocab * job.model.hidden
+    layers = job.model.num_active_params - head * (1 if job.model.tied_head else 2)
+    return head * job.model.num_layers / max(layers, head)
 
 
 def _limit_bytes(job: TrainingJob, cluster: Cluster, group: int) -> float:
