@@ -260,10 +260,8 @@ def test_stages_that_wait_draw_what_waiting_devices_draw():
 
 
 @pytest.mark.parametrize(("name", "layers"), [("gpt-39.1b", 0.52), ("mixtral-8x7b", 0.33), ("t5-11b", 0.14)])
-def test_a_head_is_worth_what_its_weights_are_of_a_layer_that_a_token_passes(
-    name: str, layers: float
-) -> None:
-    """GPT: 51,200 x 8,192 against 12 x 8,192^2; Mixtral: 131 against two of eight experts and attention, 394 M;
-    T5-11B: 33 against 1024 x 65,536 x 2 and attention, 236 M."""
+def test_a_head_is_worth_its_weights_over_those_of_a_layer(name: str, layers: float) -> None:
+    """GPT: 51,200 x 8,192 over 12 x 8,192^2; Mixtral: 131 M over two of eight experts and attention, 394 M;
+    T5-11B: 33 M over 1024 x 65,536 x 2 and attention, 236 M."""
     job = replace(JOB, model=find_model(name))
     assert mixed_plan._head_layers(job) == pytest.approx(layers, abs=0.01)
