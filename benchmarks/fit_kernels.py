@@ -8,21 +8,31 @@ held-out errors.
 import argparse
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.alike import alike_products
 from costmodels.intervals import Z90
 from costmodels.kernels.attention import DECODE
+from costmodels.kernels.borrowed import moved_softmax
 from costmodels.kernels.data import MEASURED, SCHEMA_VERSION, load, rated_device, rated_numbers
-from costmodels.kernels.fit import Fitted, Sibling, TreeSettings, fit_physics, fit_surface
-from costmodels.kernels.machine import find_format, machine_of
-from costmodels.kernels.samples import KernelSamples, file_sha256, read_kernel_samples
+from costmodels.kernels.fit import (
+    Fitted,
+    Sibling,
+    TreeSettings,
+    errors,
+    fit_physics,
+    fit_surface,
+    rows_held_out,
+)
+from costmodels.kernels.machine import Machine, find_format, machine_of
+from costmodels.kernels.samples import FAMILIES, KernelSamples, file_sha256, read_kernel_samples
+from costmodels.kernels.surface import box_columns
 from hardware.catalog import find_device
-from hardware.device import Device
 
 SAMPLES = Path("../shared/data/kernels")
 OUTPUT = Path("costmodels/data/coefficients/kernels")
@@ -52,8 +62,8 @@ GROUPS = {
 SIBLINGS = {"h100": "h200", "h200": "h100", "b200": "gb200", "gb200": "b200"}
 """The same dies with another memory or another power limit."""
 SIBLING_TABLES = ("gemm", "context_attention", "generation_attention")
-ROBUST = ("matmul", "experts")
-"""Families whose tables hold stray slow rows."""
+UNKNOWN_SIGMA = 0.5
+"""Log error on other devices of what one device alone measured (assumed)."""
 STARTS = {("l40s", "decode"): {**DECODE.start, "block_s": 2e-6}}
 """Where the physics starts that has a coefficient more than its family: FlashAttention-2 serves the L40S."""
 FINE = TreeSettings(num_trees=500, learning_rate=0.05, min_rows_per_leaf=5, features_frac=0.5)
@@ -79,6 +89,8 @@ SETTINGS = {
 }
 """Tables that the usual trees leave furthest from the aim, or whose strays (up to a hundredfold) mislead
 them; chosen by the error on held-out groups."""
+ROBUST = ("matmul", "experts")
+"""Families whose tables hold stray slow rows."""
 
 
 def tables(samples: Path, device: str) -> Iterator[tuple[Path, KernelSamples]]:
@@ -103,6 +115,11 @@ def group_names(family: str, shape: dict[str, npt.NDArray[np.float64]]) -> npt.N
     return np.array(["x".join(f"{v:g}" for v in row) for row in zip(*columns, strict=True)])
 
 
+def settings_of(device: str, family: str) -> TreeSettings:
+    """Return the trees of one table."""
+    return SETTINGS.get((device, family), TreeSettings(robust=family in ROBUST))
+
+
 def provenance(
     path: Path, shape: dict[str, npt.NDArray[np.float64]], fitted: Fitted, dtype: str
 ) -> dict[str, Any]:
@@ -119,6 +136,26 @@ def provenance(
         "held_out": fitted.held_out,
         "physics_in_sample": fitted.physics_held_out,
     }
+
+
+def row_errors(
+    family: str,
+    shape: dict[str, npt.NDArray[np.float64]],
+    seconds: npt.NDArray[np.float64],
+    predicted_s: npt.NDArray[np.float64],
+) -> dict[str, Any]:
+    """Return the errors of shapes held out at random; of products also the scatter of alike ones, which no
+    model of the shape predicts, and our error on those.
+    """
+    found: dict[str, Any] = {"rows_held_out": errors(predicted_s, seconds)}
+    if family == "matmul":
+        rows, away = alike_products(shape, seconds)
+        found["alike"] = {
+            "num_samples": len(rows),
+            "scatter_frac": round(float(away.mean()), 5),
+            "held_out": errors(predicted_s[rows], seconds[rows]),
+        }
+    return found
 
 
 def siblings(samples: Path, name: str, path: Path, dtype: str) -> tuple[Sibling, ...]:
@@ -159,6 +196,8 @@ def fit_device(samples: Path, name: str, families: Sequence[str]) -> dict[str, A
             shape, seconds = select(table, str(dtype))
             fmt = find_format(str(dtype))
             family, machine = table.family, machine_of(device, fmt)
+            others = siblings(samples, name, path, str(dtype))
+            settings = settings_of(name, family.name)
             fitted = fit_surface(
                 family,
                 shape,
@@ -169,12 +208,14 @@ def fit_device(samples: Path, name: str, families: Sequence[str]) -> dict[str, A
                     family, shape, seconds, machine, fmt, start=STARTS.get((name, family.name))
                 ),
                 groups=group_names(family.name, shape),
-                siblings=siblings(samples, name, path, str(dtype)),
-                settings=SETTINGS.get((name, family.name), TreeSettings(robust=family.name in ROBUST)),
+                siblings=others,
+                settings=settings,
             )
+            by_row = rows_held_out(fitted.surface, shape, seconds, siblings=others, settings=settings)
             key = f"{family.name}/{fmt.name}"
             surfaces[key] = fitted.surface.to_json() | {
                 "provenance": provenance(path, shape, fitted, fmt.name)
+                | row_errors(family.name, shape, seconds, by_row)
             }
             report(name, key, len(seconds), fitted)
     return {
@@ -193,22 +234,44 @@ def write(name: str, data: dict[str, Any]) -> None:
     temporary.replace(OUTPUT / f"{name}.json")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Lent:
+    """One table of a device, to be predicted by others."""
+
+    device: str
+    machine: Machine
+    bf16_flops_per_s_per_unit: float
+    shape: dict[str, npt.NDArray[np.float64]]
+    seconds: npt.NDArray[np.float64]
+    file: str
+
+    def is_kin(self, other: str) -> bool:
+        """Return whether `other` has the same dies."""
+        return other in (self.device, SIBLINGS.get(self.device))
+
+
 def pooled(samples: Path) -> dict[str, Any]:
-    """Return the generic file: coefficients as geometric means over devices, judged on held-out devices."""
+    """Return the generic file: coefficients as geometric means over devices, judged on held-out ones."""
     fits: dict[str, dict[str, dict[str, float]]] = {}
-    rows: dict[
-        str, list[tuple[Device, dict[str, npt.NDArray[np.float64]], npt.NDArray[np.float64], str]]
-    ] = {}
+    rows: dict[str, list[_Lent]] = {}
     for name in MEASURED:
         data = json.loads((OUTPUT / f"{name}.json").read_text(encoding="utf-8"))
         for key, entry in data["surfaces"].items():
             fits.setdefault(key, {})[name] = entry["coefficients"]
         device = rated_device(name, data["rated"])
+        bf16 = machine_of(device, find_format("bf16"))
         for path, table in tables(samples, name):
             for dtype in np.unique(table.dtype):
                 shape, seconds = select(table, str(dtype))
                 rows.setdefault(f"{table.family.name}/{dtype}", []).append(
-                    (device, shape, seconds, path.name)
+                    _Lent(
+                        device=name,
+                        machine=machine_of(device, find_format(str(dtype))),
+                        bf16_flops_per_s_per_unit=bf16.peak_flops_per_s / bf16.num_sms,
+                        shape=shape,
+                        seconds=seconds,
+                        file=path.name,
+                    )
                 )
     return {
         "schema_version": SCHEMA_VERSION,
@@ -218,27 +281,36 @@ def pooled(samples: Path) -> dict[str, Any]:
     }
 
 
-def _pool(
-    key: str,
-    fits: dict[str, dict[str, float]],
-    rows: list[tuple[Device, dict[str, npt.NDArray[np.float64]], npt.NDArray[np.float64], str]],
-) -> dict[str, Any]:
-    from costmodels.kernels.samples import FAMILIES
-    from costmodels.kernels.surface import box_columns
-
+def _held_out_devices(
+    key: str, fits: dict[str, dict[str, float]], rows: list[_Lent]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Return log measured over predicted by device, from coefficients of devices with other dies."""
     family, fmt = FAMILIES[key.split("/")[0]], find_format(key.split("/")[1])
-    logs = []
-    for device, shape, seconds, _ in rows:
-        others = [c for n, c in fits.items() if n != device.name] or list(fits.values())
-        mean = _mean(others)
-        logs.append(np.log(seconds / family.physics(shape, machine_of(device, fmt), fmt, mean)))
-    sigma = float(np.median([np.quantile(np.abs(x), 0.9) for x in logs]) / Z90) if len(fits) > 1 else 0.5
-    error = {
-        d.name: round(float(np.median(np.abs(np.expm1(-x)))), 4)
-        for (d, *_), x in zip(rows, logs, strict=True)
-    }
-    columns = np.concatenate([box_columns(family, shape) for _, shape, _, _ in rows])
-    print(f"generic    {key:18s} held-out devices, median error: {error}, log sigma {sigma:.2f}", flush=True)
+    out = {}
+    for row in rows:
+        lenders = [r for r in rows if not row.is_kin(r.device)] or [r for r in rows if r is not row] or rows
+        unit = np.exp(np.mean(np.log([r.bf16_flops_per_s_per_unit for r in lenders])))
+        mean = moved_softmax(_mean([fits[r.device] for r in lenders]), float(unit), row.machine)
+        out[row.device] = np.log(row.seconds / family.physics(row.shape, row.machine, fmt, mean))
+    return out
+
+
+def _sigma(logs: list[npt.NDArray[np.float64]]) -> float:
+    """Return the sigma whose 90 % interval holds 90 % of the rows, every device counting the same."""
+    sizes = np.concatenate([np.quantile(np.abs(x), np.linspace(0.0, 1.0, 201)) for x in logs])
+    return float(np.quantile(sizes, 0.9) / Z90)
+
+
+def _pool(key: str, fits: dict[str, dict[str, float]], rows: list[_Lent]) -> dict[str, Any]:
+    logs = _held_out_devices(key, fits, rows)
+    sigma = _sigma(list(logs.values())) if len(fits) > 1 else UNKNOWN_SIGMA
+    held = {}
+    for row in rows:
+        size, far = np.abs(logs[row.device]), [x for n, x in logs.items() if not row.is_kin(n)]
+        found = errors(np.exp(-logs[row.device]), np.ones(len(size)))
+        inside = size <= Z90 * (_sigma(far) if far else sigma)
+        held[row.device] = found | {"coverage_frac": round(float(inside.mean()), 4)}
+    columns = np.concatenate([box_columns(FAMILIES[key.split("/")[0]], row.shape) for row in rows])
     return {
         "coefficients": {k: float(f"{v:.5g}") for k, v in _mean(list(fits.values())).items()},
         "physics_log_sigma": round(sigma, 4),
@@ -248,10 +320,10 @@ def _pool(
         "sigma": [round(sigma, 4)],
         "trees": None,
         "provenance": {
-            "samples": sorted(p for _, _, _, p in rows),
+            "samples": sorted(row.file for row in rows),
             "pooled": "geometric mean of the devices' coefficients",
-            "held_out_by": ["device"],
-            "held_out_median_ape_frac": error,
+            "held_out_by": ["device and those with the same dies"],
+            "held_out": held,
         },
     }
 

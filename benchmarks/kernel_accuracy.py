@@ -1,17 +1,18 @@
-"""Print how well kernel times are predicted on shapes held out as whole groups, with baselines beside.
+"""Print how well kernel times are predicted on shapes that the fit did not see, with baselines beside.
 
 Run ``OMP_NUM_THREADS=1 python -m benchmarks.kernel_accuracy [DEVICE ...] [--samples
 ../shared/data/kernels]`` from the root of the checkout. Columns, each as MAPE and median in percent of the
 measured time:
 
-- roofline: launch floor plus ``max(FLOPs / peak, bytes / bandwidth)``, both scaled by one constant fitted
-per table; - trees: gradient-boosted trees on the logarithm of measured over roofline, shape columns as
-inputs, same folds; - physics: the fitted physics alone; - shipped: physics and correction, as recorded by
-``python -m benchmarks.fit_kernels`` (the same held-out groups).
+* roofline: launch floor plus ``max(FLOPs / peak, bytes / bandwidth)``, both scaled by one constant;
+* trees: gradient-boosted trees on the logarithm of measured over roofline, shape columns as inputs;
+* physics: the fitted physics alone, on the rows of its fit;
+* shipped: physics and correction, as recorded by ``python -m benchmarks.fit_kernels``;
+* by row: the same with single shapes held out at random, others of their groups seen.
 
-Groups held out whole: (n, k) for matmul, (heads, kv heads) for attention, (batch, length) for latent
-attention, and (hidden, inner, top-k, experts) for routed experts. ``--cross-device`` adds the generic
-surface on devices left out.
+Trees and shipped hold groups out whole: (n, k) for matmul, (heads, kv heads) for attention, (batch, length)
+for latent attention, and (hidden, inner, top-k, experts) for routed experts. Below come matrix products that
+must be alike, and ``--cross-device`` adds the generic surface on devices left out.
 """
 
 import argparse
@@ -93,15 +94,31 @@ def compare(samples: Path, device_name: str) -> None:
                 "physics": recorded["physics_in_sample"],
                 "shipped": recorded["held_out"],
             }
+            if "rows_held_out" in recorded:
+                values["by row"] = recorded["rows_held_out"]
             print(line(f"{device_name} {family.name} {fmt.name}", values), flush=True)
 
 
 def cross_device() -> None:
-    """Print the error of pooled coefficients on each device when it is left out of the pool."""
-    print("\ngeneric surface on a device left out of the pool (median error, %)")
+    """Print the errors of pooled coefficients on each device when its generation is left out of the pool."""
+    print("\ngeneric surface, a device left out with its dies: MAPE and median, %; share inside the interval")
     for key, entry in load("generic")["surfaces"].items():
-        held = entry["provenance"]["held_out_median_ape_frac"]
-        print(f"{key:24s}" + "  ".join(f"{name} {100 * value:5.1f}" for name, value in held.items()))
+        for name, e in entry["provenance"]["held_out"].items():
+            print(line(f"{name} {key}", {"": e}) + f"   {e['coverage_frac']:5.2f}")
+
+
+def noise() -> None:
+    """Print how far products that must be alike lie apart, and our error on those rows."""
+    print("\nproducts of one weight that fill one tile of rows: scatter, our error there and elsewhere, %")
+    for name in MEASURED:
+        for key, entry in load(name)["surfaces"].items():
+            if (alike := entry["provenance"].get("alike")) is None:
+                continue
+            everywhere, there = entry["provenance"]["rows_held_out"], alike["held_out"]
+            share = alike["num_samples"] / entry["provenance"]["num_samples"]
+            rest = (everywhere["mape_frac"] - share * there["mape_frac"]) / (1.0 - share)
+            figures = (alike["scatter_frac"], there["mape_frac"], rest)
+            print(f"{name + ' ' + key:32s}" + "".join(f"{100 * v:7.2f}" for v in figures))
 
 
 def main() -> None:
@@ -115,10 +132,11 @@ def main() -> None:
     if not options.samples.is_dir():
         message = f"no kernel tables at {options.samples}; pass --samples"
         raise SystemExit(message)
-    titles = ("roofline", "trees", "physics", "shipped")
+    titles = ("roofline", "trees", "physics", "shipped", "by row")
     print(f"{'MAPE and median, %':32s}" + "   ".join(f"{t:>13s}" for t in titles))
     for name in options.devices or MEASURED:
         compare(options.samples, name)
+    noise()
     if options.cross_device:
         cross_device()
 

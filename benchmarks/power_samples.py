@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from benchmarks.alike import distance_from_alike
 from costmodels.power.kernels import FORMATS
 from costmodels.power.serving import MEASURED_DEVICES, ServingRuns
 from hardware.errors import InputError
@@ -129,11 +130,10 @@ def alike_readings(samples):
     """Return rows that must be alike, by row counts as well, and how far each lies from the rest of its kind.
 
     Alike are three or more readings of one format and weight shape with neighbouring row counts, within a
-    factor of two, whose latencies lie within 3 %; the distance is that of their median from each, over the
-    reading, scaled up by what a reading pulls its own median: what a perfect model of the shape would err.
+    factor of two, whose latencies lie within 3 %.
     """
     order = np.lexsort((samples.m, samples.k, samples.n, samples.fmt))
-    rows, away = [], []
+    rows = []
     while len(order):
         first, near = order[0], samples.m[order] <= 2 * samples.m[order[0]]
         for column in (samples.fmt, samples.n, samples.k):
@@ -141,11 +141,11 @@ def alike_readings(samples):
         near &= np.abs(samples.latency_s[order] / samples.latency_s[first] - 1) < 0.03
         num_near = len(order) if near.all() else int(np.argmin(near))
         if num_near >= 3:
-            watts = samples.power_w[order[:num_near]]
             rows.append(order[:num_near])
-            away.append(np.abs(np.median(watts) / watts - 1) * num_near / (num_near - 1))
         order = order[num_near:]
-    return np.concatenate(rows), np.concatenate(away)
+    kind = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
+    found = np.concatenate(rows)
+    return found, distance_from_alike(samples.power_w[found], kind)
 
 
 def family_means(path):

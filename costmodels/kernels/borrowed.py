@@ -13,12 +13,25 @@ from costmodels.kernels.matmul import MATMUL
 from costmodels.kernels.surface import Surface
 from hardware.device import Device
 
-__all__ = ["borrowed_coefficients"]
+__all__ = ["borrowed_coefficients", "moved_softmax"]
 
 _POOLED_FLOPS_PER_S_PER_UNIT = 6.85e12
 """Geometric mean of bf16 peak over compute units of the devices whose coefficients are pooled."""
 _LARGE_MATMUL = 8192.0
 """Side of the square matmul at which a sustained share of peak is understood."""
+
+
+def moved_softmax(coefficients: Coefficients, lender_flops_per_s: float, machine: Machine) -> Coefficients:
+    """Return the coefficients with the exponentials of a soft-max counted in FLOPs of `machine`.
+
+    Parameters
+    ----------
+    lender_flops_per_s : peak of one compute unit of the device that the coefficients come from.
+    """
+    if "softmax_flops" not in coefficients:
+        return coefficients
+    ratio = machine.peak_flops_per_s / machine.num_sms / lender_flops_per_s
+    return {**coefficients, "softmax_flops": coefficients["softmax_flops"] * ratio}
 
 
 def borrowed_coefficients(surface: Surface, machine: Machine, device: Device, file: str) -> Coefficients:
@@ -29,11 +42,9 @@ def borrowed_coefficients(surface: Surface, machine: Machine, device: Device, fi
     machine : `device` for the number format that is asked for.
     file : coefficient file that the device borrows from; a format that it lacks comes from the pooled one.
     """
-    coefficients = dict(surface.coefficients)
-    if "softmax_flops" in coefficients:
-        own = surface.machine.peak_flops_per_s / surface.machine.num_sms
-        lender = own if surface.measured else _POOLED_FLOPS_PER_S_PER_UNIT
-        coefficients["softmax_flops"] *= machine.peak_flops_per_s / machine.num_sms / lender
+    own = surface.machine.peak_flops_per_s / surface.machine.num_sms
+    lender = own if surface.measured else _POOLED_FLOPS_PER_S_PER_UNIT
+    coefficients = moved_softmax(surface.coefficients, lender, machine)
     wanted = sustained_frac(device)
     if wanted is None:
         return coefficients
@@ -43,4 +54,4 @@ def borrowed_coefficients(surface: Surface, machine: Machine, device: Device, fi
     side = {name: np.array([_LARGE_MATMUL]) for name in MATMUL.columns}
     seconds = float(MATMUL.physics(side, rated, fmt, lent.coefficients)[0])
     reached = 2.0 * _LARGE_MATMUL**3 / (seconds * rated.peak_flops_per_s)
-    return coefficients | {"compute_frac": coefficients["compute_frac"] * wanted / reached}
+    return {**coefficients, "compute_frac": coefficients["compute_frac"] * wanted / reached}

@@ -4,7 +4,7 @@ groups.
 The correction ships only where it beats the physics on shapes that were held out as whole groups.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,16 @@ from costmodels.kernels.machine import Coefficients, Family, Floats, Format, Mac
 from costmodels.kernels.surface import Surface, box_columns, own_features
 from costmodels.kernels.trees import Trees
 
-__all__ = ["Fitted", "Sibling", "TreeSettings", "errors", "fit_physics", "fit_surface", "fit_trees"]
+__all__ = [
+    "Fitted",
+    "Sibling",
+    "TreeSettings",
+    "errors",
+    "fit_physics",
+    "fit_surface",
+    "fit_trees",
+    "rows_held_out",
+]
 
 _SIGMA_KNOTS = 8
 _SIGMA_FLOOR = 0.01
@@ -323,3 +332,33 @@ def fit_surface(
         sigma=sigma,
     )
     return Fitted(surface=surface, held_out=errors(best, seconds), physics_held_out=plain, predicted_s=best)
+
+
+def rows_held_out(
+    surface: Surface,
+    shape: Shape,
+    seconds: Floats,
+    *,
+    siblings: tuple[Sibling, ...] = (),
+    settings: TreeSettings | None = None,
+    num_folds: int = 4,
+    seed: int = 0,
+) -> Floats:
+    """Return the seconds that surfaces fitted as `surface` was predict of shapes held out at random.
+
+    Other shapes of their groups were seen, unlike in `fit_surface`.
+    """
+    family, machine, fmt = surface.family, surface.machine, surface.fmt
+    physics = family.physics(shape, machine, fmt, surface.coefficients)
+    if surface.trees is None:
+        return physics
+    names = _shape_names(family, shape)
+    others = tuple(replace(s, groups=_shape_names(family, s.shape)) for s in siblings)
+    training = _training(family, shape, np.log(seconds / physics), machine, fmt, names, others)
+    held = _held_out(training, settings or TreeSettings(), num_folds, seed)
+    return np.asarray(physics * np.exp(held))
+
+
+def _shape_names(family: Family, shape: Shape) -> npt.NDArray[np.str_]:
+    rows = np.stack([shape[c] for c in family.columns], axis=1)
+    return np.array([",".join(f"{v:g}" for v in row) for row in rows])

@@ -4,7 +4,7 @@ import pytest
 from costmodels.kernels.attention import DECODE, score_area
 from costmodels.kernels.data import MEASURED, load, surface
 from costmodels.kernels.experts import active_experts
-from costmodels.kernels.fit import TreeSettings, fit_physics, fit_surface, fit_trees
+from costmodels.kernels.fit import TreeSettings, fit_physics, fit_surface, fit_trees, rows_held_out
 from costmodels.kernels.machine import Machine, find_format
 from costmodels.kernels.matmul import MATMUL, alignment_frac, matmul_bytes, matmul_physics_s
 from costmodels.kernels.surface import Surface
@@ -130,6 +130,20 @@ def test_a_fit_recovers_the_physics_that_made_the_samples() -> None:
     found = fit_physics(MATMUL, shape, seconds, MACHINE, BF16)
     again = matmul_physics_s(shape, MACHINE, BF16, found)
     assert np.median(np.abs(again / seconds - 1)) < 0.03
+
+
+def test_repeats_of_a_shape_are_held_out_together() -> None:
+    shape, seconds = _synthetic(150)
+    seconds = seconds * 1.5 ** np.random.default_rng(2).choice([-1.0, 1.0], 150)
+    shape = {name: np.repeat(column, 2) for name, column in shape.items()}
+    seconds, options = (
+        np.repeat(seconds, 2),
+        TreeSettings(num_trees=30, learning_rate=0.3, min_rows_per_leaf=1, l2=0.0),
+    )
+    groups = np.arange(300).astype(str)  # every row alone: repeats are seen
+    fitted = fit_surface(MATMUL, shape, seconds, MACHINE, BF16, groups=groups, settings=options)
+    held = rows_held_out(fitted.surface, shape, seconds, settings=options)
+    assert fitted.held_out["median_ape_frac"] < 0.1 < np.median(np.abs(held / seconds - 1.0))
 
 
 def test_a_surface_survives_its_file_and_fades_outside_its_box() -> None:
