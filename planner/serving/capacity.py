@@ -13,7 +13,8 @@ probability :math:`1 - (1 - B / o)^n` instead of :math:`B / o`. In an instance o
 groups take turns, each passing a stage while the others pass the rest. The
 occupancy is Poisson, so at percentile q it is :math:`B + z_q \sqrt B`; the wait of a prompt has the tail of
 an M/G/1 queue, :math:`\rho e^{-2 (1 - \rho) w / (p (1 + c^2))}`. The largest :math:`B` that keeps
-every target and the cache sets the capacity.
+every target and the cache sets the capacity. Equal instances share one queue, as many as the whole rate of
+the size keeps at that load: with c of them it is the tail of an M/G/c queue.
 """
 
 import math
@@ -145,10 +146,25 @@ def _quantile(slo: Slo) -> tuple[float, float]:
     return NormalDist().inv_cdf(slo.percentile / 100.0), beyond
 
 
-def queue_wait_s(load: Floats, service_s: Floats, beyond: float, cv: float) -> Floats:
-    """Return the wait that the share `beyond` of the requests exceeds, in an M/G/1-like queue."""
-    tail = np.log(np.maximum(load / beyond, 1.0))
-    room = np.maximum(1.0 - load, 1e-9)
+def queue_wait_s(
+    load: Floats, service_s: Floats, beyond: float, cv: float, servers: Floats | float = 1.0
+) -> Floats:
+    r"""Return the wait that the share `beyond` of the requests exceeds, in an M/G/c-like queue.
+
+    Parameters
+    ----------
+    load : of each server.
+    servers : that take requests from one queue; a router that knows who is free makes instances such.
+
+    Notes
+    -----
+    A request waits at all with probability :math:`\rho^{\sqrt{2 (c + 1)} - 1}` (H. Sakasegawa, An
+    approximation formula L_q = alpha rho^beta / (1 - rho), Ann. Inst. Stat. Math. 29, 1977); c servers empty
+    the queue.
+    """
+    waits = load ** (np.sqrt(2.0 * (servers + 1.0)) - 1.0)
+    tail = np.log(np.maximum(waits / beyond, 1.0))
+    room = np.maximum(1.0 - load, 1e-9) * servers
     return service_s * (1.0 + cv**2) / (2.0 * room) * tail
 
 
@@ -241,7 +257,8 @@ def joint_capacity(
     slower = _at_batch(decode, crowd)
     load = rate * prompt
     tpot = slower * (1.0 + held_up / decode)
-    ttft = prompt + decode + engine.admission_s + queue_wait_s(load, prompt, beyond, arrival_cv)
+    servers = _servers(buckets, rate)
+    ttft = prompt + decode + engine.admission_s + queue_wait_s(load, prompt, beyond, arrival_cv, servers)
     held = _held(model, table, engine, machine, context)[:, :, None]
     kept = (_within(slo, ttft, tpot, output) | _exempt(buckets)) & (crowd <= held) & (load < _MAX_UTILISATION)
     return _pick(rate, kept, ttft, tpot, batch, _groups(table))
@@ -251,6 +268,15 @@ def _held_up(chunks_per_step: Floats, table: ServingTable) -> Floats:
     """Return pieces of prompts that an iteration waits for. shape (configs, buckets, batches)"""
     any_group = 1.0 - (1.0 - np.minimum(chunks_per_step, 1.0)) ** table.dp[:, None, None]
     return np.maximum(chunks_per_step, any_group)
+
+
+def _servers(buckets: Buckets, rate: Floats) -> Floats:
+    """Return how many groups with so much rate each share the requests of a size. shape of `rate`
+
+    The router sends a prompt where none waits, so equal instances have one queue.
+    """
+    whole: Floats = np.maximum(np.floor(buckets.rate_per_s[None, :, None] / rate), 1.0)
+    return whole
 
 
 def _at_batch(decode: Floats, crowd: Floats) -> Floats:
@@ -283,7 +309,8 @@ def prefill_capacity(
     transfer = (moved / (way.bytes_per_s * table.num_devices[:, None]) + way.latency_s)[:, :, None]
     load = np.linspace(0.02, _MAX_UTILISATION, 48)[None, None, :]
     rate = load / prompt
-    ttft = prompt + transfer + engine.admission_s + queue_wait_s(load, prompt, beyond, arrival_cv)
+    servers = _servers(buckets, rate)
+    ttft = prompt + transfer + engine.admission_s + queue_wait_s(load, prompt, beyond, arrival_cv, servers)
     kept = np.ones(ttft.shape, dtype=bool) if slo.ttft_s is None else ttft <= slo.ttft_s
     if slo.e2e_s is not None:
         kept &= ttft <= slo.e2e_s / 2.0

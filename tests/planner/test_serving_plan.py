@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import pairwise
 from statistics import NormalDist
 
 import numpy as np
@@ -17,7 +18,7 @@ from hardware.catalog import find_device
 from hardware.errors import InfeasibleError, InputError, SpecError, UnknownNameError
 from planner.cli.main import build_app
 from planner.plan_io import plan_text, read_plan, write_plan
-from planner.serving.capacity import grid_times, joint_capacity
+from planner.serving.capacity import grid_times, joint_capacity, queue_wait_s
 from planner.serving.demands import demand_of, with_late_sizes
 from planner.serving.flow import plan_serving
 from planner.serving.request import read_serve_request, resolve_serving
@@ -33,6 +34,18 @@ FLAGS = {
 
 def plan(**changes):
     return plan_serving(read_serve_request(None, FLAGS | changes))
+
+
+def test_servers_of_one_queue_wait_less_and_one_alone_is_a_single_queue() -> None:
+    load = np.array([0.5, 0.9])
+    alone = queue_wait_s(load, np.array(2.0), 0.01, 1.0)
+    assert alone == pytest.approx(2.0 / (1.0 - load) * np.log(load / 0.01))
+    shared = [queue_wait_s(load, np.array(2.0), 0.01, 1.0, float(c)) for c in (1, 2, 4, 64)]
+    assert shared[0] == pytest.approx(alone)
+    assert all((more <= fewer).all() for fewer, more in pairwise(shared))
+    assert shared[3][0] == 0.0
+    waits = 0.9 ** (np.sqrt(10.0) - 1.0)
+    assert shared[2][1] == pytest.approx(2.0 / (0.1 * 4.0) * np.log(waits / 0.01))
 
 
 def test_buckets_keep_the_rate_and_the_mean():
