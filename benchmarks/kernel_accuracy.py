@@ -93,9 +93,8 @@ def compare(samples: Path, device_name: str) -> None:
                 "trees": errors(trees, seconds),
                 "physics": recorded["physics_in_sample"],
                 "shipped": recorded["held_out"],
+                "by row": recorded["rows_held_out"],
             }
-            if "rows_held_out" in recorded:
-                values["by row"] = recorded["rows_held_out"]
             print(line(f"{device_name} {family.name} {fmt.name}", values), flush=True)
 
 
