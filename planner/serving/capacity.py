@@ -47,8 +47,8 @@ __all__ = [
 Floats = npt.NDArray[np.float64]
 
 _BATCHES = np.array([1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048], dtype=float)
-_FINE = 2.0 ** np.arange(-7.0, 11.01, 0.2)
-"""Mean occupancies that are tried; below one, an instance is mostly busy with prompts."""
+_FINE = 2.0 ** np.concatenate([np.arange(-16.0, -7.0), np.arange(-7.0, 11.01, 0.2)])
+"""Mean occupancies that are tried; below one, an instance is mostly busy with prompts, or idle."""
 _MAX_UTILISATION = 0.95
 _CONTEXT_NODES = 3
 _PROMPT_NODES = 5

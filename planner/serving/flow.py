@@ -198,15 +198,31 @@ def _start(request: ServeRequest, fleet: Fleet, replays: Replays) -> tuple[Solve
 def _lowered(found: SolvedFleet, steps: Steps, replays: Replays) -> SolvedFleet:
     """Return a fleet with as little headroom as the simulation of each model still bears, role by role."""
     for n, role in [(n, role) for n, slot in enumerate(found.fleet.slots) for role in range(len(slot.roles))]:
-        while steps[n][role] > 0:
-            steps[n][role] -= 1
-            tried = _solved(found.request, found.fleet, steps, replays)
-            if tried.late:
-                steps[n][role] += 1
-                break
+        while (tried := _one_lower(found, steps, replays, n, role)) is not None:
             if tried.scale > found.scale or not tried.same_counts(found):
                 found = tried
     return found
+
+
+def _one_lower(found: SolvedFleet, steps: Steps, replays: Replays, n: int, role: int) -> SolvedFleet | None:
+    """Return the fleet with one step less headroom for a role, and move `steps` there; None if it is late.
+
+    Where another phase of the same model would be late then, a step more for that one may still be cheaper.
+    """
+    phases = range(len(steps[n]))
+    for more in (0, 1) if len(phases) > 1 else (0,):
+        mine = [steps[n][phase] + (-1 if phase == role else more) for phase in phases]
+        if min(mine) < 0 or max(mine) >= len(_HEADROOM_STEPS):
+            return None
+        moved = [mine if other == n else of_roles for other, of_roles in enumerate(steps)]
+        try:
+            tried = _solved(found.request, found.fleet, moved, replays)
+        except InfeasibleError:
+            return None
+        if not tried.late and (not more or tried.minimised < found.minimised):
+            steps[n] = mine
+            return tried
+    return None
 
 
 def _solved(request: ServeRequest, fleet: Fleet, steps: Steps, replays: Replays) -> SolvedFleet:

@@ -65,6 +65,17 @@ class SolvedFleet:
         return self.level_checks[0]
 
     @property
+    def minimised(self) -> float:
+        """What the objective makes least: dollars per hour, watts, or minus the served rate."""
+        if self.request.objective == "throughput":
+            return -self.scale
+        return (
+            float(self.problem.price @ self.solution.count)
+            if self.problem.weight is not None
+            else self.mix.usd_per_hour
+        )
+
+    @property
     def late(self) -> list[int]:
         """Demands whose targets are broken at some level."""
         return [

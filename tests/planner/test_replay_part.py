@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from costmodels.job import Slo, Traffic
+from costmodels.models import find_model
+from costmodels.serving.config import ServingConfig, ServingTable
+from costmodels.serving.engine import find_engine
+from costmodels.serving.machine import serving_machine
 from costmodels.traces import Trace
+from hardware.catalog import find_device
 from hardware.errors import InfeasibleError
 from planner.cli.render_serving import print_serving_plans
 from planner.serving import flow
+from planner.serving.capacity import grid_times, joint_capacity
 from planner.serving.flow import plan_serving
 from planner.serving.replay_part import part_of_workload, replay_part
 from planner.serving.request import read_serve_request
 from planner.simulate.settling import settling_s
-from planner.workload import Workload
+from planner.workload import Workload, bucketise
 from tests.planner.conftest import Meshwright
 
 SIZE = {"prompt_tokens": (1000,), "output_tokens": (100,), "share_frac": (1.0,)}
@@ -139,6 +146,39 @@ def test_decoding_that_needs_headroom_does_not_keep_prompts_from_needing_less() 
     assert all(check.holds for check in plan.certificate)
     prompts = sum(m.count * m.devices_per_instance for m in plan.mix if m.role == "prefill")
     assert prompts <= 8  # one headroom for both roles: 22; no queue in common: 16
+
+
+def test_less_headroom_for_prompts_is_tried_with_a_little_more_for_decoding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def solved(
+        request: None, fleet: SimpleNamespace, steps: list[list[int]], replays: None
+    ) -> SimpleNamespace:
+        ((prefill, decode),) = steps
+        late = [0] if prefill + 4 * decode < 50 else []
+        worth = {"minimised": 10 * prefill + decode, "scale": 1.0, "same_counts": lambda other: False}
+        return SimpleNamespace(request=request, fleet=fleet, late=late, **worth)
+
+    monkeypatch.setattr(flow, "_solved", solved)
+    fleet, steps = SimpleNamespace(slots=(SimpleNamespace(roles=("prefill", "decode")),)), [[10, 10]]
+    found = flow._lowered(solved(None, fleet, steps, None), steps, None)
+    assert steps == [[0, 13]]
+    assert found.minimised == 13
+
+
+def test_the_lowest_possible_latency_is_that_of_a_request_alone_however_arrivals_vary() -> None:
+    model, engine = find_model("llama-3.1-70b"), find_engine("vllm")
+    table = ServingTable.from_configs([ServingConfig(tp=8)])
+    machine = serving_machine(find_device("h100"))
+    buckets = bucketise(
+        Traffic(rate_per_s=1.0, prompt_tokens=(60_000,), output_tokens=(20,), share_frac=(1.0,))
+    )
+    args = (model, table, engine, machine, buckets, Slo(ttft_s=60.0))
+    times = grid_times(*args[:-1])
+    steady, bursty = (
+        joint_capacity(*args, times=times, arrival_cv=cv).best_ttft_s[0, 0] for cv in (0.0, 13.0)
+    )
+    assert bursty == pytest.approx(steady, rel=0.01)
 
 
 def test_a_best_plan_that_fails_a_check_is_warned_of(meshwright: Meshwright) -> None:
