@@ -176,7 +176,7 @@ def _plan_of_forms(
 def _start(request: ServeRequest, fleet: Fleet, replays: Replays) -> tuple[SolvedFleet, Steps]:
     """Return the fleet without headroom, or the largest that the limits allow and that replays bear.
 
-    Formulas of queues take every instance alone: a fleet that shares its load needs less than they say.
+    Formulas of queues take every kind of instance alone: a fleet that shares its load needs less.
     """
     start = _HEADROOM_STEPS.index(0.0)
     steps = [[start] * len(slot.roles) for slot in fleet.slots]
