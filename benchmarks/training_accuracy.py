@@ -29,6 +29,7 @@ from benchmarks.fit_training import (
     within_of,
     within_others,
 )
+from benchmarks.training_floor import floor_lines, release_lines
 from benchmarks.training_spread import (
     MIN_RUNS,
     LeftOut,
@@ -194,8 +195,10 @@ def main() -> None:
         mean = np.mean([e.mape_frac for e in each.values()])
         coverage = np.mean([e.interval_coverage_frac for e in each.values()])
         print(f"\nmean over sources: {mean:.1%}, coverage {coverage:.2f}\n")
+        print("\n".join(floor_lines(runs, sources, predicted, measured)) + "\n")
     # The mean and the coverage of the last pass are those of whole sources left out.
     remark = {"each source left out whole": f"mean over sources {100 * mean:.1f} %, coverage {coverage:.2f}"}
+    print("\n".join(release_lines(runs, measured)) + "\n")
     print("README\n")
     print("\n".join(readme_table(runs, lambda rows: figures(runs, corrected, measured, sigma, rows))))
     print()

@@ -19,6 +19,8 @@ class TrainingJob:
     """Matmul dtype: bf16, fp16, fp8, mxfp8, fp8-block, nvfp4, fp32."""
     stack: str = "megatron-core"
     """Software stack whose kernels and overheads apply."""
+    release: str = ""
+    """Container or release of that software, such as ``26.04.01``; blank: the one that it stands for."""
     optimizer: str = "adam"
 
     def __post_init__(self) -> None:

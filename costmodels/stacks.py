@@ -33,6 +33,7 @@ __all__ = [
     "fitted_ranges",
     "has_fused_attention",
     "stack_names",
+    "stack_release",
 ]
 
 FITTED = (
@@ -66,6 +67,8 @@ class Stack:
 
     name: str
     summary: str = ""
+    release: str = ""
+    """Container that it stands for, such as ``26.04``; blank where its releases are not told apart."""
     flash: bool = True
     """Attention keeps no score matrix; recomputing it selectively costs nothing more."""
     attention_kernel: str = "native"
@@ -81,8 +84,10 @@ class Stack:
     """Gradient reduction runs under backward, by bucket."""
     main_grad_bytes: float = 4.0
     """Bytes per parameter of the gradient that is accumulated."""
-    fused_loss: bool = False
-    """Cross entropy without fp32 copies of the logits."""
+    loss_bytes_per_logit: float = 52.0
+    """Memory traffic of the cross entropy, forward and backward: 52 is Megatron's passes over fp32 logits, 36
+    where element-wise passes are fused, under torch's own loss, or where metrics pass over the logits again
+    (Composer's), 10 one kernel that works in place (Transformer Engine's, FlashAttention's); counted."""
     logit_bytes: float = 6.0
     """Per logit at the peak of an unfused loss: 6 is 16 bits and fp32 worked on in place (Megatron), 10 is
     one
@@ -225,6 +230,12 @@ def fitted_ranges(name: str) -> Mapping[str, tuple[int, int]]:
     """
     ranges: dict[str, list[int]] = _table().get(name, {}).get("ranges", {})
     return {column: (low, high) for column, (low, high) in ranges.items()}
+
+
+def stack_release(name: str) -> str:
+    """Return the release that a shipped stack stands for; blank where there is none."""
+    release: str = _table().get(name, {}).get("does", {}).get("release", "")
+    return release
 
 
 def stack_names() -> tuple[str, ...]:

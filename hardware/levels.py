@@ -60,7 +60,7 @@ class Level:
     kind: LinkKind
     technology: str = ""
     """Key of measured curves: nvlink2 to nvlink5, xgmi, infinity-fabric, hccs, sio, ub, ici, pcie3 to pcie6,
-    upi, cpu-link, ib, roce, efa, slingshot, ethernet."""
+    upi, cpu-link, ib, ib-shared (two devices to an adapter), roce, efa, slingshot, ethernet."""
     in_network_reduce: bool = False
     """NVLS or SHARP: the switch adds."""
     pair_bytes_per_s: float | None = None

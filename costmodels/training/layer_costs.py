@@ -30,7 +30,7 @@ from costmodels.kernels.times import KernelModel
 from costmodels.training.ring_attention import ring_attention_s
 from hardware.levels import Level
 
-__all__ = ["LayerCosts", "Shards", "element_bytes", "layer_costs", "matmul_dtype"]
+__all__ = ["LOSS_BYTES_PER_LOGIT", "LayerCosts", "Shards", "element_bytes", "layer_costs", "matmul_dtype"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -41,10 +41,10 @@ _NORM_BACKWARD_TRAFFIC = 2.0
 _VECTOR_BACKWARD_TRAFFIC = 1.5
 _CAST_BYTES_PER_ELEMENT = 2.0
 """Beyond the quantisation that a measured 8-bit matmul includes: a pass of its own for the maximum."""
-_LOSS_BYTES_PER_LOGIT = 26.0
-"""Traffic of an unfused cross entropy: widen to fp32 (2 + 4), maximum (4), exponentials (4 + 4), sum (4),
-gradient
-back to 16 bits (4)."""
+LOSS_BYTES_PER_LOGIT = 52.0
+"""Traffic of a cross entropy written with tensor operations over a vocabulary cut by tensor parallelism:
+widen to fp32 (2 + 4 bytes), maximum (4), subtract (8), exponentials (8), sum (4), divide (8), scale the
+gradient (8), narrow it (6); counted in Megatron's vocabulary-parallel loss."""
 _ALIGNED_ELEMENTS = 64
 """Dimensions that are multiples of 128 bytes keep matmuls of A100 and later on their fast path
 (NVIDIA, Matrix Multiplication Background User's Guide, section 4.1)."""
@@ -124,7 +124,9 @@ class LayerCosts:
     head_gemm_fwd_s: Floats
     head_gemm_bwd_s: Floats
     head_vector_s: Floats
-    """Cross entropy and logits traffic, forward and backward."""
+    """Norms and element-wise work of the head, forward and backward."""
+    loss_s: Floats
+    """Cross entropy, forward and backward, at `LOSS_BYTES_PER_LOGIT`; a stack may need fewer."""
     embed_s: Floats
 
     @classmethod
@@ -352,8 +354,8 @@ def _add_ends(out: LayerCosts, model: ModelGraph, ctx: _Context) -> None:
     out.head_gemm_fwd_s += body.gemm_fwd_s
     out.head_gemm_bwd_s += body.gemm_bwd_s
     logits = ctx.tokens * model.vocab / tp
-    loss = ctx.kernels.memory_s(logits * _LOSS_BYTES_PER_LOGIT)
-    out.head_vector_s += body.vector_fwd_s + body.vector_bwd_s + body.norm_fwd_s + body.norm_bwd_s + loss
+    out.loss_s += ctx.kernels.memory_s(logits * LOSS_BYTES_PER_LOGIT)
+    out.head_vector_s += body.vector_fwd_s + body.vector_bwd_s + body.norm_fwd_s + body.norm_bwd_s
     reads = sum(op.features for op in model.inputs if isinstance(op, Embedding))
     out.embed_s += 3.0 * ctx.kernels.memory_s(ctx.tokens * max(reads, 1) * ctx.element_bytes)
 

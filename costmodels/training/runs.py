@@ -16,7 +16,7 @@ from costmodels.job import TrainingJob
 from costmodels.models import find_model, model_names
 from costmodels.run_table import RunRow, RunTable
 from costmodels.strategy import ConfigTable, Recompute, Strategy
-from costmodels.training.stack_choice import stack_of_run
+from costmodels.training.stack_choice import release_of_run, stack_of_run
 from hardware.catalog import find_device
 from hardware.cluster import Cluster
 from hardware.errors import InputError, PlannerError
@@ -184,7 +184,7 @@ def _cluster(gpu: str, num_devices: int, per_node: int, intra: float | None, int
         inter_bytes_per_s=inter or inter_default,
         intra_kind=LinkKind.SWITCH,
         intra_technology=technology,
-        inter_technology="ib",
+        inter_technology="ib-shared" if inter and inter < inter_default else "ib",
         in_network_reduce=reduces,
         name=f"{gpu} x {num_devices}",
     )
@@ -272,6 +272,7 @@ def _run(row: RunRow) -> Run:
         global_batch=row.whole("gbs"),
         precision=_precision(row.text("precision", "bf16")),
         stack=stack,
+        release=release_of_run(row),
     )
     oom = row.optional("oom")
     memory = row.optional("mem_gb")

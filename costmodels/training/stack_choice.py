@@ -3,8 +3,9 @@
 import re
 
 from costmodels.run_table import RunRow
+from costmodels.stacks import stack_release
 
-__all__ = ["knows_source", "stack_of_run"]
+__all__ = ["knows_source", "release_of_run", "stack_of_run"]
 
 _SOURCES = (
     (r"vtrain", "megatron-deepspeed-2021"),
@@ -33,12 +34,21 @@ _MEGATRON_CORE = (
 """First container after which each Megatron-core stack applies, newest first; before all, the oldest."""
 
 
+def _release(reference: str) -> str:
+    """Return the container that a source names, such as ``26.04.01``; blank where it names none."""
+    match = re.search(r"\bv?(2[3-9]\.(?:0[1-9]|1[0-2])(?:\.\d\d?)?)", reference)
+    return match.group(1) if match else ""
+
+
 def _megatron_core(reference: str) -> str:
-    """Return the Megatron-core stack of the container or release that a source names, such as ``26.04``."""
-    match = re.search(r"\bv?(2[3-9]\.\d\d)", reference)
-    if match is None:
-        return "megatron-core-24.11"
-    return next((s for first, s in _MEGATRON_CORE if match.group(1) > first), "megatron-core-24.11")
+    """Return the Megatron-core stack of the container or release that a source names."""
+    year_month = _release(reference)[:5]
+    return next((s for first, s in _MEGATRON_CORE if year_month > first), "megatron-core-24.11")
+
+
+def release_of_run(row: RunRow) -> str:
+    """Return the release of the software of one row; blank where it is not told or its stack has none."""
+    return _release(row.text("source_ref")) if stack_release(stack_of_run(row)) else ""
 
 
 _LAYER_NORM = ("gpt", "mpt", "nemotron", "bloom")

@@ -16,8 +16,10 @@ from costmodels.kernels.portable import portable_attention_ratio
 from costmodels.kernels.times import KernelModel
 from costmodels.keys import Keys, shard_degree
 from costmodels.parameters import RankParameters, rank_parameters
+from costmodels.stacks import stack_release
 from costmodels.strategy import ConfigTable, Recompute
 from costmodels.training.layer_costs import LayerCosts, Shards, element_bytes, layer_costs
+from costmodels.training.releases import release_pace
 from hardware.levels import Level
 
 __all__ = ["StepInputs", "step_inputs"]
@@ -61,6 +63,10 @@ class StepInputs:
     overlap_tp: Floats
     overlap_pp: Floats
     num_nodes: Floats
+    pace: Floats
+    """Step time of the software's release over that of the newest."""
+    fp16: Floats
+    """One where training runs in fp16 with loss scaling."""
     flash1_ratio: Floats
     """Time of FlashAttention's first version over that of the device's own kernels."""
     flash2_ratio: Floats
@@ -238,6 +244,8 @@ def step_inputs(
         overlap_tp=configs.overlap_tp.astype(np.float64),
         overlap_pp=configs.overlap_pp.astype(np.float64),
         num_nodes=np.full(len(configs), float(num_nodes)),
+        pace=np.full(len(configs), release_pace(job.release or stack_release(job.stack))),
+        fp16=np.full(len(configs), float(job.precision.lower() == "fp16")),
         flash1_ratio=np.full(len(configs), portable_attention_ratio(kernels, "flash1")),
         flash2_ratio=np.full(len(configs), portable_attention_ratio(kernels, "flash2")),
         **rows,

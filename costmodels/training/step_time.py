@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from costmodels.stacks import Stack
+from costmodels.training.layer_costs import LOSS_BYTES_PER_LOGIT
 from costmodels.training.step_inputs import StepInputs
 
 __all__ = ["StepParts", "step_parts"]
@@ -168,12 +169,18 @@ def _end_collectives_s(inputs: StepInputs, stack: Stack) -> Floats:
     return np.where(layer.num_collectives > 0, stack.end_collectives * each, 0.0)
 
 
+def _gradient_frac(inputs: StepInputs, stack: Stack) -> Floats:
+    """Return the bytes of a reduced gradient over four: DeepSpeed reduces those of fp16 as they are."""
+    as_they_are = stack.widened_gradients & (inputs.fp16 > 0)
+    return np.where(as_they_are, 2.0, stack.main_grad_bytes) / 4.0
+
+
 def _data_parallel_s(inputs: StepInputs, stack: Stack, window_fwd_s: Floats, window_bwd_s: Floats) -> Floats:
     """Return visible gradient reduction and weight gathering of one step.
 
     The windows are those of one micro-batch: a reduction runs under the backward pass that it ends.
     """
-    grads = inputs.grad_comm_s * stack.dp_comm * stack.main_grad_bytes / 4.0
+    grads = inputs.grad_comm_s * stack.dp_comm * _gradient_frac(inputs, stack)
     params = inputs.param_comm_s * stack.dp_comm
     open_s = inputs.grad_rounds * grads + params
     if not stack.overlap_gradients:
@@ -209,7 +216,8 @@ def step_parts(inputs: StepInputs, stack: Stack) -> StepParts:
     ends = inputs.layer
     head_fwd = ends.head_gemm_fwd_s * stack.gemm
     head_bwd = ends.head_gemm_bwd_s * stack.gemm
-    head_vector = ends.head_vector_s * stack.vector
+    loss_s = ends.loss_s * stack.loss_bytes_per_logit / LOSS_BYTES_PER_LOGIT
+    head_vector = (ends.head_vector_s + loss_s) * stack.vector
     head = head_fwd + head_bwd + head_vector
     embed = ends.embed_s * stack.vector
     single = inputs.pp == 1
@@ -232,7 +240,7 @@ def step_parts(inputs: StepInputs, stack: Stack) -> StepParts:
         bubble = bubble * _shared_bubble_frac(inputs.pp, micro, stack.ranks_per_processor)
     window_bwd = layers * np.maximum(layer.bwd_s + layer.again_s - layer.covered_s, 0.0) + head_bwd * ahead
     dp = _data_parallel_s(inputs, stack, layers * layer.fwd_s, window_bwd)
-    return StepParts(
+    parts = dict(
         forward_s=micro * (layers * layer.fwd_s + head_fwd * ahead + np.where(single, embed, 0.0)),
         backward_s=micro * (layers * layer.bwd_s + (head_bwd + head_vector) * ahead),
         recompute_s=micro * layers * layer.again_s,
@@ -243,7 +251,8 @@ def step_parts(inputs: StepInputs, stack: Stack) -> StepParts:
         host_s=micro * (layers * layer.stall_s + pace),
         bubble_s=bubble,
         dp_comm_s=dp + micro * layers * layer.gather_s,
-        tied_comm_s=inputs.tied_comm_s * stack.dp_comm * stack.main_grad_bytes / 4.0,
+        tied_comm_s=inputs.tied_comm_s * stack.dp_comm * _gradient_frac(inputs, stack),
         optimizer_s=inputs.optimizer_s * (stack.vector if stack.optimizer is None else stack.optimizer),
         fixed_s=np.full(len(inputs), stack.step_s),
     )
+    return StepParts(**{name: seconds * inputs.pace for name, seconds in parts.items()})

@@ -9,6 +9,7 @@ __all__ = ["crossing_groups", "group_environment", "network_environment"]
 
 _BY_TECHNOLOGY: dict[str, dict[str, str]] = {
     "ib": {"NCCL_IB_HCA": "mlx5"},
+    "ib-shared": {"NCCL_IB_HCA": "mlx5"},
     "roce": {"NCCL_IB_HCA": "mlx5", "NCCL_IB_GID_INDEX": "3"},
     "efa": {"FI_PROVIDER": "efa", "FI_EFA_USE_DEVICE_RDMA": "1"},
     "slingshot": {"FI_PROVIDER": "cxi", "NCCL_NET": "AWS Libfabric"},
@@ -16,7 +17,7 @@ _BY_TECHNOLOGY: dict[str, dict[str, str]] = {
 }
 """Variables of NCCL and libfabric by network technology. Adapter names (`mlx5`) are a prefix match."""
 
-_IB_LIKE = {"ib", "roce"}
+_IB_LIKE = {"ib", "ib-shared", "roce"}
 
 
 def group_environment(fabrics: Sequence[str]) -> dict[str, str]:

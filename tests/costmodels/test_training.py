@@ -148,6 +148,40 @@ def test_a_tied_embedding_is_added_up_between_first_and_last_stage() -> None:
     assert not evaluate(untied, cluster(), table, corrected=False).tied_comm_s.any()
 
 
+def test_deepspeed_reduces_gradients_of_fp16_as_they_are() -> None:
+    """Half the bytes of fp32 ones, which it accumulates under bf16."""
+    table = ConfigTable.from_strategies([Strategy(dp=WORLD, zero=0)])
+    wide, narrow = (
+        evaluate(
+            gpt_job(stack="megatron-deepspeed-2021", precision=precision), cluster(), table, corrected=False
+        ).dp_comm_s[0]
+        for precision in ("bf16", "fp16")
+    )
+    assert 0.0 < narrow == pytest.approx(wide / 2, rel=0.02)
+
+
+def test_a_loss_in_one_kernel_takes_less_than_passes_over_wide_logits() -> None:
+    table = ConfigTable.from_strategies([Strategy(dp=WORLD)])
+    stack = replace(find_stack("megatron-core"), loss_bytes_per_logit=10.0)
+    fused, plain = (
+        evaluate(gpt_job(), cluster(), table, stack=s)
+        for s in (stack, replace(stack, loss_bytes_per_logit=52.0))
+    )
+    assert fused.backward_s[0] < plain.backward_s[0]
+    assert fused.forward_s[0] == plain.forward_s[0]
+
+
+def test_devices_that_share_adapters_reduce_gradients_slower_but_send_alike() -> None:
+    """Rings lose on shared adapters, a send from stage to stage does not."""
+    own = cluster()
+    shared = replace(own, fabrics=tuple(replace(f, technology="ib-shared") for f in own.fabrics))
+    table = ConfigTable.from_strategies([Strategy(dp=WORLD, overlap_dp=False), Strategy(pp=2, dp=8)])
+    job = gpt_job(stack="megatron-2021")
+    alone, together = (evaluate(job, c, table, corrected=False) for c in (own, shared))
+    assert together.dp_comm_s[0] > 1.5 * alone.dp_comm_s[0]
+    assert together.pp_comm_s[1] == alone.pp_comm_s[1]
+
+
 def test_sharded_gradients_pass_through_memory_whole() -> None:
     """The layer in backward has its gradients whole before they are scattered."""
     table = ConfigTable.from_strategies([Strategy(dp=WORLD, zero=zero) for zero in (1, 2)])
