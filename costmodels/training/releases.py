@@ -1,6 +1,6 @@
 """How training software gets faster from release to release.
 
-One configuration on the same devices took 1.6 % less per month of newer containers in NVIDIA's DGX Cloud
+One configuration on the same devices takes 1.7 % less per month of newer containers in NVIDIA's DGX Cloud
 benchmarks and 2.4 % less in Megatron-Bridge's (medians; `benchmarks.training_accuracy` reprints them). Most
 of that the coefficients of each stack carry, which stands for the releases of some months; what is left
 orders the releases within a stack, and stacks without runs of their own.
