@@ -49,6 +49,7 @@ class PointKind:
     engine: str
     generation: str
     """Of the device: vendor and narrowest matrix format."""
+    device: str
     attention: str
     """wide where attention runs data-parallel, else narrow."""
     lengths: str
@@ -69,6 +70,7 @@ class PointKind:
             mode,
             f"{mode},{self.campaign},{self.engine}",
             f"{mode},{self.campaign},{self.engine},{self.generation}",
+            f"{mode},{self.campaign},{self.engine},{self.device}",
             f"{mode},{self.engine},wide" if self.attention == "wide" else f"{mode},narrow",
         )
 
@@ -86,6 +88,7 @@ class PointKind:
             f"{known},{self.lengths}",
             f"{shape},load {self.load}",
             f"{known},{self.engine}",
+            f"{known},{self.device}",
         )
 
 

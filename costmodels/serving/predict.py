@@ -137,12 +137,14 @@ def loop_times(
 
 def point_kind(run: ServingRun) -> PointKind:
     """Return the groups that a run belongs to."""
+    device = system_device(run.system)
     return PointKind(
         split=run.prefill is not None,
         guessed=bool(run.assumed),
         campaign=run.source,
         engine=run.engine,
-        generation=generation(system_device(run.system)),
+        generation=generation(device),
+        device=device.name,
         attention="wide" if run.decode.dp > 1 else "narrow",
         lengths=_lengths(run),
         load=int(

@@ -22,6 +22,10 @@ ROW = {
     "precision": "bf16", "mode": "agg", "isl": "1024", "osl": "128", "batch_size": "8", "tp_size": "2",
     "silicon_ttft_ms": "100", "silicon_tpot_ms": "8",
 }  # fmt: skip
+GROUPS = {
+    "campaign": "c", "engine": "e", "generation": "g", "device": "d", "attention": "narrow",
+    "lengths": "even",
+}  # fmt: skip
 
 
 def write(path, rows):
@@ -96,8 +100,7 @@ def test_errors_of_pairs_by_hand():
 
 
 def test_correction_finds_a_planted_rule_and_is_neutral_for_the_unseen():
-    groups = {"campaign": "c", "engine": "e", "generation": "g", "attention": "narrow", "lengths": "even"}
-    kind = PointKind(split=False, guessed=False, load=1, busy=False, **groups)
+    kind = PointKind(split=False, guessed=False, load=1, busy=False, **GROUPS)
     rng = np.random.default_rng(0)
     loop, step = rng.uniform(0.1, 2.0, 200), rng.uniform(0.005, 0.05, 200)
     loops = [LoopLatency(ttft_s=x, ttft_median_s=x, tpot_s=y) for x, y in zip(loop, step, strict=True)]
@@ -107,13 +110,12 @@ def test_correction_finds_a_planted_rule_and_is_neutral_for_the_unseen():
     seen = LoopLatency(ttft_s=1.0, ttft_median_s=1.0, tpot_s=0.02)
     assert fitted.ttft_s(kind, seen) == pytest.approx(1.9, rel=0.1)
     assert fitted.tpot_s(kind, 0.02) == 0.02
-    other = PointKind(split=True, guessed=True, load=1, busy=False, **groups)
+    other = PointKind(split=True, guessed=True, load=1, busy=False, **GROUPS)
     assert serving_correction().tpot_s(other, 1.0) > 0.0
 
 
 def test_correction_tells_rarer_polls_and_the_first_wave_apart():
-    groups = {"campaign": "c", "engine": "e", "generation": "g", "attention": "narrow", "lengths": "even"}
-    kinds = [PointKind(split=False, guessed=False, load=1, busy=bool(i % 2), **groups) for i in range(200)]
+    kinds = [PointKind(split=False, guessed=False, load=1, busy=bool(i % 2), **GROUPS) for i in range(200)]
     rng = np.random.default_rng(0)
     steady, burst, step = (rng.uniform(low, 20 * low, 200) for low in (0.05, 0.05, 0.005))
     loops = [
@@ -146,8 +148,7 @@ def test_accuracy_on_every_twentieth_measured_point(tmp_path):
 
 
 def test_a_scale_of_unlabelled_runs_is_the_one_of_least_relative_error():
-    groups = {"campaign": "c", "engine": "e", "generation": "g", "attention": "narrow", "lengths": "even"}
-    kind = PointKind(split=True, guessed=True, load=1, busy=False, **groups)
+    kind = PointKind(split=True, guessed=True, load=1, busy=False, **GROUPS)
     step = np.full(400, 0.02)
     measured = np.where(np.arange(400) < 200, 0.02, 0.01)
     loops = [LoopLatency(ttft_s=0.02, ttft_median_s=0.02, tpot_s=0.02)] * 400
