@@ -32,6 +32,10 @@ _HEADROOM_STEPS = (
     *(0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.1, 2.9, 3.9, 5.1, 6.6, 8.5, 11.0, 14.0, 18.0, 23.0),
 )
 """Under bursts, formulas ask for many times what large fleets need, and for a part of what small ones do."""
+_PATIENCE = 4
+"""Steps of headroom in a row that may be of no help before targets count as out of reach."""
+_LEAST_HELP_FRAC = 0.002
+"""Of the requests, that a step of help brings within the targets."""
 Steps = list[list[int]]
 """Which of the steps each demand and role takes."""
 _MAX_FORMS = 16
@@ -159,16 +163,8 @@ def _plan_of_forms(
     """Return the best fleet of the given forms, with the headroom that each model's simulation needed."""
     fleet = fleet_of(demands, forms)
     found, steps = _start(request, fleet, replays)
-    while late := found.late:
-        if any(max(steps[n]) + 1 == len(_HEADROOM_STEPS) for n in late):
-            break
-        for n in late:
-            steps[n] = [step + 1 for step in steps[n]]
-        try:
-            found = _solved(request, fleet, steps, replays)
-        except InfeasibleError:
-            break
-    if not late and request.simulate:
+    found = _raised(found, steps, replays)
+    if not found.late and request.simulate:
         found = _lowered(found, steps, replays)
     return serving_plan_of(found)
 
@@ -193,6 +189,23 @@ def _start(request: ServeRequest, fleet: Fleet, replays: Replays) -> tuple[Solve
                 break
             return found, steps
         raise
+
+
+def _raised(found: SolvedFleet, steps: Steps, replays: Replays) -> SolvedFleet:
+    """Return the first fleet with more headroom whose targets hold, else that after which more is no help."""
+    best, idle = found, 0
+    while (late := found.late) and idle < _PATIENCE:
+        if any(max(steps[n]) + 1 == len(_HEADROOM_STEPS) for n in late):
+            break
+        for n in late:
+            steps[n] = [step + 1 for step in steps[n]]
+        try:
+            found = _solved(found.request, found.fleet, steps, replays)
+        except InfeasibleError:
+            break
+        helps = found.kept_frac > best.kept_frac + _LEAST_HELP_FRAC
+        best, idle = (found, 0) if helps else (best, idle + 1)
+    return best if found.late else found
 
 
 def _lowered(found: SolvedFleet, steps: Steps, replays: Replays) -> SolvedFleet:

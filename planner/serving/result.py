@@ -84,6 +84,13 @@ class SolvedFleet:
             if any((check := checks[n]) is not None and not check.holds for checks in self.level_checks)
         ]
 
+    @property
+    def kept_frac(self) -> float:
+        """Requests within all targets, at the level and of the demand where they are fewest."""
+        return min(
+            (c.attainment_frac for checks in self.level_checks for c in checks if c is not None), default=1.0
+        )
+
     def same_counts(self, other: "SolvedFleet") -> bool:
         """Return whether both have the same instances at every level."""
         pairs = zip(self.mix.levels, other.mix.levels, strict=True)

@@ -166,6 +166,27 @@ def test_less_headroom_for_prompts_is_tried_with_a_little_more_for_decoding(
     assert found.minimised == 13
 
 
+@pytest.mark.parametrize(
+    ("kept_frac", "asked"), [(lambda step: 0.9, 4), (lambda step: 0.5 + 0.02 * step, 12)]
+)
+def test_headroom_is_raised_while_it_helps(
+    monkeypatch: pytest.MonkeyPatch, kept_frac: Any, asked: int
+) -> None:
+    calls = []
+
+    def solved(request: None, fleet: None, steps: list[list[int]], replays: None) -> SimpleNamespace:
+        calls.append(steps[0][0])
+        kept = kept_frac(steps[0][0])
+        late = [] if kept >= 0.99 else [0]
+        return SimpleNamespace(request=request, fleet=fleet, late=late, kept_frac=kept, step=steps[0][0])
+
+    monkeypatch.setattr(flow, "_solved", solved)
+    first = solved(None, None, [[13]], None)
+    found = flow._raised(first, [[13]], None)
+    assert len(calls) == 1 + asked
+    assert found.step == (13 if found.late else 25)
+
+
 def test_the_lowest_possible_latency_is_that_of_a_request_alone_however_arrivals_vary() -> None:
     model, engine = find_model("llama-3.1-70b"), find_engine("vllm")
     table = ServingTable.from_configs([ServingConfig(tp=8)])
