@@ -64,10 +64,13 @@ def replay_part(count: Ints, rate_per_s: float, settle_s: float, carried_frac: F
     lowest = min(math.ceil(needed), largest)
     divisors = [*range(lowest, min(2 * lowest, largest) + 1)]
     divisors += range(lowest - 1, math.ceil(min(total / _MOST_OF_ONE, lowest)) - 1, -1)
-    parts = [_divided(count, d, much) for d in divisors]
-    alike = [_likeness(count, much, *part) for part in parts]
-    best = next((i for i, frac in enumerate(alike) if frac >= _ALIKE_FRAC), int(np.argmax(alike)))
-    chosen, load_frac = parts[best]
+    chosen, load_frac, alike_frac = count, 1.0, -1.0
+    for divisor in divisors:
+        part = _divided(count, divisor, much)
+        if (frac := _likeness(count, much, *part)) > alike_frac:
+            chosen, load_frac, alike_frac = *part, frac
+        if alike_frac >= _ALIKE_FRAC:
+            break
     requests = math.ceil(total * load_frac)
     return ReplayPart(
         count=chosen, load_frac=load_frac, num_requests=min(max(requests, _FEWEST_REQUESTS), _MOST_OF_ONE)

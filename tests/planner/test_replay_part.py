@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costmodels.job import Slo, Traffic
@@ -68,6 +68,7 @@ def test_a_kind_that_carries_little_does_not_decide_how_a_fleet_is_divided() -> 
     assert part.load_frac == pytest.approx(2 / 44)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 5000), st.floats(0.0, 1.0)), min_size=1, max_size=4).filter(
         lambda kinds: any(count for count, _ in kinds)
