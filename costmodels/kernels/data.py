@@ -29,6 +29,7 @@ __all__ = [
     "rated_device",
     "rated_numbers",
     "source_of",
+    "steady_file",
     "surface",
     "sustained_frac",
 ]
@@ -54,6 +55,10 @@ SAME_DIE: dict[str, str] = {
 }
 """Devices built from the same dies or the same generation of dies as a measured one."""
 
+_STEADY_FILE = {("gb200", "matmul", "bf16"): "b200"}
+"""Whose products describe a device inside a step, where its own table was taken throttled. GB200's bf16 table
+falls to 0.40 of peak beyond a TFLOP a product; its power tables reach 0.58 and 0.67 on the same shapes, other
+tables of it 0.56 to 0.68 in the median (aiconfigurator@095f58a51), and B200's, of the same dies, 0.65."""
 _ALIKE_UNITS_FRAC = 0.05
 """Another number of compute units moves the waves, and with them what a correction has learned."""
 _ROOT = files("costmodels") / "data" / "coefficients" / "kernels"
@@ -135,6 +140,11 @@ def sustained_frac(device: Device) -> float | None:
     """
     entry = load("sustained")["devices"].get(device.name)
     return None if entry is None else float(entry["sustained_frac"])
+
+
+def steady_file(file: str, family: Family, fmt: Format) -> str:
+    """Return the file that describes a family inside a real step: `file` but for throttled tables."""
+    return _STEADY_FILE.get((file, family.name, fmt.measured_as[0] if fmt.measured_as else fmt.name), file)
 
 
 def find_surface(file: str, family: Family, fmt: Format) -> tuple[Surface, bool]:

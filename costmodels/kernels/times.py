@@ -17,7 +17,7 @@ import numpy.typing as npt
 from costmodels.calibrated import KernelCalibration, current
 from costmodels.kernels.attention import BACKWARD_FLOPS_RATIO, CONTEXT, CONTEXT_MLA, DECODE, DECODE_MLA
 from costmodels.kernels.borrowed import borrowed_coefficients
-from costmodels.kernels.data import Source, find_surface, source_of
+from costmodels.kernels.data import Source, find_surface, source_of, steady_file
 from costmodels.kernels.experts import EXPERTS
 from costmodels.kernels.machine import Coefficients, Family, Floats, Machine, Shape, find_format, machine_of
 from costmodels.kernels.matmul import MATMUL, weight_bytes
@@ -79,7 +79,8 @@ class KernelModel:
         if own is not None:
             return own.predict(shape, own.machine, own.fmt, steady=not self.as_benchmarked)
         machine = machine_of(self.device, fmt)
-        surface, same_format = find_surface(self.source.file, family, fmt)
+        file = self.source.file if self.as_benchmarked else steady_file(self.source.file, family, fmt)
+        surface, same_format = find_surface(file, family, fmt)
         if not same_format or not self.source.same_die:
             surface = replace(surface, trees=None, coefficients=self._coefficients(surface, machine))
         time = surface.predict(shape, machine, fmt, steady=not self.as_benchmarked)
@@ -88,7 +89,7 @@ class KernelModel:
             variance = np.maximum(variance, surface.physics_log_sigma**2)
         if not same_format:
             variance = variance + _BORROWED_FORMAT_LOG_SIGMA**2
-        if not self.source.measured:
+        if not self.source.measured or file != self.source.file:
             variance = variance + _SAME_DIE_LOG_SIGMA**2
         return replace(time, log_sigma=np.sqrt(variance))
 

@@ -181,3 +181,19 @@ def test_generic_softmax_costs_what_exponentials_cost_beside_the_matrix_units() 
     )
     assert faster == pytest.approx(2.0 * slower)
     assert slower < found.coefficients["softmax_flops"]
+
+
+def test_large_products_of_a_throttled_table_run_as_on_the_same_dies_inside_a_step():
+    """GB200's bf16 table says 0.40 of peak beyond a TFLOP a product; a step runs them as B200 does."""
+    shape = {"m": 16384, "n": 28672, "k": 4096}
+
+    def share(model: KernelModel) -> float:
+        rate = 2.0 * 16384 * 28672 * 4096 / float(model.matmul_s(**shape))
+        return rate / model.device.peak_flops_per_s("bf16")
+
+    gb200, b200 = (kernel_model(find_device(name)) for name in ("gb200", "b200"))
+    table = replace(gb200, as_benchmarked=True)
+    assert share(gb200) == pytest.approx(share(b200), rel=0.05)
+    assert share(table) < 0.45
+    eight_bits = [float(model.matmul_s(**shape, dtype="fp8")) for model in (gb200, table)]
+    assert eight_bits[0] == pytest.approx(eight_bits[1], rel=0.05)
