@@ -86,7 +86,7 @@ def load(path: Path) -> tuple[list[Run], StackSamples]:
         unmeasured=frozenset(
             f"{r.cluster.device.name}/{matmul_dtype(r.job.precision)}"
             for r in runs
-            if not kernel_model(r.cluster.device).measured or "fp4" in r.job.precision
+            if not kernel_model(r.cluster.device).source.same_die or "fp4" in r.job.precision
         ),
     )
     return runs, samples

@@ -59,7 +59,7 @@ _BOUNDS = {
 coefficient."""
 _ADJUST_SIGMA = 0.15
 _UNMEASURED_ADJUST_SIGMA = 0.4
-"""For devices whose kernels were not measured, so their matmul time is less certain."""
+"""For devices of whose dies no kernel was measured, so their matmul time is less certain."""
 _REFERENCE_KEY = "a100-80gb/bf16"
 _REFERENCE_SIGMA = 0.02
 """Factors per device are relative to this device and format, so its own stays at one."""
@@ -87,7 +87,7 @@ class StackSamples:
     key: npt.NDArray[np.str_]
     """``device/format`` of each run."""
     unmeasured: frozenset[str]
-    """Keys of devices without kernel measurements."""
+    """Keys of devices without kernel measurements of their own dies."""
 
 
 @dataclass(frozen=True, slots=True)
