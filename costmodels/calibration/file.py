@@ -23,8 +23,10 @@ from hardware.errors import InputError, SpecError
 
 __all__ = ["SCHEMA_VERSION", "STATISTICS", "calibrate", "calibration_text", "read_calibration"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STATISTICS = ("median", "best")
+_LOSS_BYTES_PER_LOGIT_BEFORE = 26.0
+"""Traffic of the cross entropy that stacks in files of version 1 were fitted with, whatever they ran."""
 _NEEDED = ("schema_version", "kind", "device", "rated", "kernels", "technologies", "stacks", "report")
 
 
@@ -123,14 +125,14 @@ def calibration_text(document: Mapping[str, Any]) -> str:
 
 
 def read_calibration(path: Path | str) -> Calibration:
-    """Return the calibration in a file.
+    """Return the calibration in a file of this or an older version.
 
     Raises
     ------
     InputError
         if the file cannot be read or is no JSON.
     SpecError
-        if it is no calibration of this version; names what is missing.
+        if it is no calibration of a known version; names what is missing.
     """
     path = Path(path)
     try:
@@ -147,12 +149,24 @@ def read_calibration(path: Path | str) -> Calibration:
         raise SpecError(
             str(path), [f"{key}: missing; is this a file of `meshwright calibrate`?" for key in missing]
         )
-    if data["schema_version"] != SCHEMA_VERSION:
-        raise SpecError(str(path), [f"schema_version: {data['schema_version']!r} is not {SCHEMA_VERSION}"])
+    version = data["schema_version"]
+    if version not in (1, SCHEMA_VERSION):
+        raise SpecError(str(path), [f"schema_version: {version!r} is none of 1 and {SCHEMA_VERSION}"])
     try:
-        return _read(data, hashlib.sha256(text.encode()).hexdigest())
+        current = _from_version_1(data) if version == 1 else data
+        return _read(current, hashlib.sha256(text.encode()).hexdigest())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SpecError(str(path), [f"has a wrong entry: {type(error).__name__} {error}"]) from None
+
+
+def _from_version_1(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a document whose stacks say their loss traffic rather than whether one kernel does the loss."""
+    stacks = {
+        name: {key: value for key, value in entry.items() if key != "fused_loss"}
+        | {"loss_bytes_per_logit": _LOSS_BYTES_PER_LOGIT_BEFORE}
+        for name, entry in data["stacks"].items()
+    }
+    return {**data, "schema_version": SCHEMA_VERSION, "stacks": stacks}
 
 
 def _read(data: Mapping[str, Any], sha256: str) -> Calibration:

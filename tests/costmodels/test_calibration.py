@@ -202,7 +202,7 @@ def test_an_unknown_statistic_is_refused() -> None:
                 dict.fromkeys(("kind", "device", "rated", "kernels", "technologies", "stacks", "report"), 0)
                 | {"schema_version": 99}
             ),
-            "99 is not 1",
+            "99 is none of 1 and 2",
         ),
     ],
 )
@@ -211,3 +211,14 @@ def test_files_that_are_no_calibration_are_refused(tmp_path: Path, text: str, sa
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=said):
         read_calibration(path)
+
+
+def test_a_file_of_version_1_keeps_the_loss_that_it_was_fitted_with(tmp_path: Path) -> None:
+    document = calibrate([matmul(*s) for s in SHAPES], cluster())
+    older = {"fused_loss": False, "vector": 3.0, "adjust": []}
+    path = tmp_path / "c.json"
+    path.write_text(
+        calibration_text(document | {"schema_version": 1, "stacks": {"mine": older}}), encoding="utf-8"
+    )
+    stack = read_calibration(path).stacks["mine"]
+    assert (stack.vector, stack.loss_bytes_per_logit) == (3.0, 26.0)
