@@ -1,6 +1,7 @@
 """What would make a job fit: the nearest strategy, the bytes it misses, and the cluster that would do."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from costmodels.job import TrainingJob
@@ -37,12 +38,14 @@ def _legal_nearby(job: TrainingJob, cluster: Cluster, allow: Mapping[str, tuple[
 
     found = []
     per_node = cluster.groups[0].node.num_devices
-    for used in (2**power for power in range(per_node.bit_length() - 1, -1, -1)):
-        if used < per_node and _holds(lambda: legal(job, cluster.with_devices_per_node(used))):  # noqa: B023
-            found.append(f"it would with {used} of the {per_node} devices of every node (devices_per_node)")
-            break
+    powers = [2**power for power in range(per_node.bit_length() - 1, -1, -1)]
+    parts = [used for used in powers if used < per_node]
+    used = _first(parts, lambda used: legal(job, cluster.with_devices_per_node(used)))
+    if used is not None:
+        found.append(f"it would with {used} of the {per_node} devices of every node (devices_per_node)")
     batch = max(round(job.global_batch / cluster.num_devices), 1) * cluster.num_devices
-    if batch != job.global_batch and _holds(lambda: legal(replace(job, global_batch=batch), cluster)):
+    others = [batch] if batch != job.global_batch else []
+    if _first(others, lambda batch: legal(replace(job, global_batch=batch), cluster)) is not None:
         found.append(f"it would with global_batch {batch}")
     return found
 
@@ -94,24 +97,24 @@ def _remedies(
         return any(bool((memory(c).fits_probability >= min_probability).any()) for c in space.chunks())
 
     found = []
-    for factor in _FACTORS:
-        nodes = factor * cluster.num_nodes
-        if _holds(lambda: fits(job, cluster.with_nodes(nodes))):  # noqa: B023
-            found.append(f"it would fit on {nodes} nodes ({factor} times as many)")
-            break
-    else:
+    factor = _first(_FACTORS, lambda factor: fits(job, cluster.with_nodes(factor * cluster.num_nodes)))
+    if factor is None:
         found.append(f"it would not fit on {_FACTORS[-1]} times the nodes either")
-    for factor in _FACTORS:
-        seq_len = job.seq_len // factor
-        if seq_len and _holds(lambda: fits(replace(job, seq_len=seq_len), cluster)):  # noqa: B023
-            found.append(f"it would fit here with seq_len {seq_len}")
-            break
+    else:
+        found.append(f"it would fit on {factor * cluster.num_nodes} nodes ({factor} times as many)")
+    lengths = [job.seq_len // factor for factor in _FACTORS if job.seq_len >= factor]
+    seq_len = _first(lengths, lambda seq_len: fits(replace(job, seq_len=seq_len), cluster))
+    if seq_len is not None:
+        found.append(f"it would fit here with seq_len {seq_len}")
     return found
 
 
-def _holds(question: Callable[[], bool]) -> bool:
-    """Return the answer, False where the question cannot be asked (a cluster of fixed size, say)."""
-    try:
-        return question()
-    except PlannerError:
-        return False
+def _first(values: Iterable[int], question: Callable[[int], bool]) -> int | None:
+    """Return the first value that the question holds for; none where it cannot be asked (a cluster of fixed
+    size, say).
+    """
+    for value in values:
+        with suppress(PlannerError):
+            if question(value):
+                return value
+    return None

@@ -1,6 +1,7 @@
 """The README's Python runs as it stands and gives what the text says."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,8 +25,8 @@ def test_one_answer_per_number_of_nodes(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_costs_come_as_columns_of_the_table() -> None:
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(compile(blocks()[1], "README.md", "exec"), names)
     costs, layouts = names["costs"], names["layouts"]
-    assert len(costs) == len(layouts) == 3  # type: ignore[arg-type]
-    assert np.all(costs.step_low_s < costs.step_s)  # type: ignore[attr-defined]
+    assert len(costs) == len(layouts) == 3
+    assert np.all(costs.step_low_s < costs.step_s)
